@@ -1,0 +1,54 @@
+"""Occupancy decoders: small MLPs from a position and its embeddings to class logits (SwIPE, section 3.2)."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class OccupancyDecoder(nn.Module):
+    """MLP whose first layer is a sum of per-point, per-patch and per-image terms; dropout before the last layer.
+
+    The output layer is called ``seg_layers``, as in nnU-Net's networks: nnU-Net does not transfer layers of that name
+    from pretrained weights, because the classes differ.
+    """
+
+    def __init__(
+        self,
+        *,
+        point_features: int,
+        patch_features: int,
+        image_features: int,
+        hidden_features: Sequence[int],
+        num_classes: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        first = hidden_features[0]
+        self.point_layer = nn.Linear(point_features, first)
+        self.patch_layer = nn.Linear(patch_features, first, bias=False) if patch_features else None
+        self.image_layer = nn.Linear(image_features, first, bias=False) if image_features else None
+        self.hidden = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(hidden_features[:-1], hidden_features[1:], strict=True)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.seg_layers = nn.Linear(hidden_features[-1], num_classes)
+
+    def forward(self, points: Tensor, patch_term: Tensor | None = None, image_term: Tensor | None = None) -> Tensor:
+        """Decode points.
+
+        Args:
+            points: (..., point_features) position features.
+            patch_term: (..., hidden_features[0]) output of `patch_layer` for each point's patch.
+            image_term: The same of `image_layer` for each point's image.
+
+        Returns:
+            Logits (..., num_classes).
+        """
+        x = self.point_layer(points)
+        for term in (patch_term, image_term):
+            if term is not None:
+                x = x + term
+        for layer in self.hidden:
+            x = layer(F.relu(x))
+        return self.seg_layers(self.dropout(F.relu(x)))

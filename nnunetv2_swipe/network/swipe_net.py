@@ -1,0 +1,268 @@
+"""SwIPE: an encoder that embeds patches, and decoders that give the class of any continuous position (MICCAI 2023)."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.inference.mise import decode_dense
+from nnunetv2_swipe.network.backbones import build_backbone
+from nnunetv2_swipe.network.coordinates import (
+    N_SOURCE_AXES,
+    N_SOURCE_CHANNELS,
+    fit_source_frame,
+    flat_index,
+    fourier_features,
+    grid_shape,
+    image_coordinates,
+    nearest_patches,
+    patch_coordinates,
+    patch_index,
+    source_coordinates,
+)
+from nnunetv2_swipe.network.decoders import OccupancyDecoder
+from nnunetv2_swipe.network.neck import Neck
+from nnunetv2_swipe.precision import cpu_autocast
+
+_MAX_LOGIT = 50.0
+"""nnU-Net adds up predictions in half precision; a bound keeps the sums finite."""
+
+
+class Embeddings(NamedTuple):
+    """What the encoder knows about a batch of crops; query it with `SwIPENet.decode`."""
+
+    patch: Tensor
+    """z^P, (B, *grid, d)."""
+    image: Tensor
+    """z^I, (B, d)."""
+    attention: Tensor | None
+    """MEA weights per patch and stage, (B, *grid, n stages)."""
+    source_frame: Tensor | None
+    """Affine map from image to source coordinates, (B, 3, D + 1)."""
+    size: tuple[int, ...]
+    """Size of the crop in voxels."""
+
+
+class PointLogits(NamedTuple):
+    """Outputs of a training step."""
+
+    patch: Tensor
+    """D^P, each point decoded by its own patch, (B, N, K)."""
+    image: Tensor | None
+    """D^I, (B, N, K)."""
+    neighbours: Tensor | None
+    """D^P, each point decoded by neighbouring patches (SPO), (B, N * n_spo, K)."""
+    embedding_norm: Tensor
+    """Mean squared norm of the points' z^P plus that of z^I, a scalar."""
+
+
+class SwIPENet(nn.Module):
+    """Swift implicit patch embeddings, in 2D and 3D.
+
+    In evaluation the module is what nnU-Net expects of a network: a crop in, dense logits (B, K, *size) out. In
+    training it is called with points and returns the logits at those points.
+
+    Args:
+        config: SwIPE's block of the plan.
+        input_channels: Image channels (of a cascade: with those of the previous stage), source channels not counted.
+        num_classes: Segmentation heads K.
+    """
+
+    def __init__(self, config: SwIPEConfig, input_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.input_channels = input_channels
+        self.backbone = build_backbone(config, input_channels)
+        self.neck = Neck(config, config.features_per_stage)
+        dims, d = config.dims, config.embedding_dim
+        position = dims * (1 + 2 * config.fourier_frequencies)
+        if config.global_conditioning:
+            position += dims
+        if config.source_coordinates:
+            position += N_SOURCE_AXES
+        self.patch_decoder = OccupancyDecoder(
+            point_features=position,
+            patch_features=d,
+            image_features=d if config.global_conditioning else 0,
+            hidden_features=config.patch_decoder_features,
+            num_classes=num_classes,
+            dropout=config.dropout,
+        )
+        self.image_decoder = (
+            OccupancyDecoder(
+                point_features=dims,
+                patch_features=0,
+                image_features=d,
+                hidden_features=config.image_decoder_features,
+                num_classes=num_classes,
+            )
+            if config.image_decoder_features
+            else None
+        )
+
+    @property
+    def expected_channels(self) -> int:
+        """Channels of the input tensor, source channels included."""
+        return self.input_channels + (N_SOURCE_CHANNELS if self.config.source_coordinates else 0)
+
+    def compute_dtype(self, device: torch.device) -> AbstractContextManager:
+        """Autocast context of the CPU's reduced precision; elsewhere nnU-Net's own autocast decides."""
+        return cpu_autocast() if device.type == "cpu" else nullcontext()
+
+    def encode(self, x: Tensor) -> Embeddings:
+        """Embed every patch of a batch of crops.
+
+        Args:
+            x: (B, channels, *size); with source coordinates the first four channels are the source frame
+                (see `coordinates.source_channels`), the others the image.
+
+        Raises:
+            ValueError: The number of channels or axes is not what the plan says.
+        """
+        stages, image, frame = self._encode_stages(x)
+        with self.compute_dtype(x.device):
+            patch, attention = self.neck.embed(stages)
+        return Embeddings(patch, image, attention, frame, tuple(x.shape[2:]))
+
+    def _encode_stages(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Stage features on the patch grid (B, *grid, h) each, z^I (B, d), and the source frame."""
+        dims = self.config.dims
+        if x.ndim != dims + 2 or x.shape[1] != self.expected_channels:
+            raise ValueError(
+                f"SwIPENet expects (batch, {self.expected_channels} channels, {dims} axes), got {tuple(x.shape)}. With "
+                "source coordinates the first four channels are the frame that SwIPEPreprocessor adds: was the image "
+                "preprocessed as the model's plan says?"
+            )
+        frame = None
+        if self.config.source_coordinates:
+            frame = fit_source_frame(x[:, :N_SOURCE_CHANNELS])
+            x = x[:, N_SOURCE_CHANNELS:]
+        grid = grid_shape(x.shape[2:], self.config.patch_size)
+        with self.compute_dtype(x.device):
+            stages, image = self.neck(self.backbone(self._pad(x)))
+        return [s[(slice(None), *(slice(g) for g in grid))] for s in stages], image, frame
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Pad to whole patches and strides, so that every stage lies exactly on the patch grid."""
+        coarsest = self.config.total_strides()[-1]
+        multiple = [max(s, p) for s, p in zip(coarsest, self.config.patch_size, strict=True)]
+        padding = [(-n) % m for n, m in zip(x.shape[2:], multiple, strict=True)]
+        if any(padding):
+            x = F.pad(x, [p for after in reversed(padding) for p in (0, after)])
+        return x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+    def decode(
+        self, embeddings: Embeddings, points: Tensor, sample: Tensor, patches: Tensor | None = None
+    ) -> Tensor:
+        """Class logits at continuous positions, by D^P.
+
+        Args:
+            embeddings: Output of `encode`.
+            points: Positions (M, D) in voxels of the crop, voxel centres at integers.
+            sample: Which crop of the batch each point is in, (M,) int64.
+            patches: Grid index (M, D) of the patch that decodes each point; default: the patch it lies in.
+
+        Returns:
+            Logits (M, K), float32, bounded.
+        """
+        if patches is None:
+            patches = patch_index(points, self.config.patch_size, embeddings.patch.shape[1:-1])
+        row = flat_index(torch.cat((sample[:, None], patches), 1), embeddings.patch.shape[:-1])
+        table = embeddings.patch.flatten(0, -2)
+        layer = self.patch_decoder.patch_layer
+        with self.compute_dtype(points.device):
+            # the first layer's term of z^P, computed for whichever is fewer, patches or points
+            fewer_points = len(row) < len(table)
+            term = layer(table.index_select(0, row)) if fewer_points else layer(table).index_select(0, row)
+        return self._decode_patch(term, embeddings.image, embeddings.source_frame, embeddings.size, points, sample, patches)
+
+    def decode_blended(self, embeddings: Embeddings, points: Tensor, sample: Tensor) -> Tensor:
+        """As `decode`, blending the 2^D nearest patches with multilinear weights: continuous across patch borders."""
+        patches, weights = nearest_patches(points, self.config.patch_size, embeddings.patch.shape[1:-1])
+        n = len(patches)
+        logits = self.decode(embeddings, points.repeat(n, 1), sample.repeat(n), patches.flatten(0, 1))
+        return (logits.unflatten(0, (n, -1)) * weights[..., None]).sum(0)
+
+    def _decode_patch(
+        self,
+        patch_term: Tensor,
+        z_image: Tensor,
+        frame: Tensor | None,
+        size: tuple[int, ...],
+        points: Tensor,
+        sample: Tensor,
+        patches: Tensor,
+    ) -> Tensor:
+        """D^P of points whose first-layer term of z^P is given: (M, K) float32."""
+        config, decoder = self.config, self.patch_decoder
+        with torch.autocast(points.device.type, enabled=False):
+            p_patch = patch_coordinates(points, patches, config.patch_size)
+            position = [fourier_features(p_patch, config.fourier_frequencies)]
+            p_image = image_coordinates(points, size)
+            if config.global_conditioning:
+                position.append(p_image)
+            if frame is not None:
+                position.append(source_coordinates(p_image, frame[sample]))
+        with self.compute_dtype(points.device):
+            image_term = None
+            if decoder.image_layer is not None:
+                image_term = decoder.image_layer(z_image).index_select(0, sample)
+            logits = decoder(torch.cat(position, -1), patch_term, image_term)
+        return logits.float().clamp(-_MAX_LOGIT, _MAX_LOGIT)
+
+    def forward(
+        self, x: Tensor, points: Tensor | None = None, neighbours: Tensor | None = None
+    ) -> Tensor | PointLogits:
+        """Dense logits of a crop, or, given points, the logits at those points.
+
+        Args:
+            x: (B, channels, *size), see `encode`.
+            points: Training points (B, N, D) in voxels.
+            neighbours: Grid indices (B, N, n_spo, D) of the patches that decode the points as well (SPO).
+
+        Returns:
+            Without points a fresh float32 tensor (B, K, *size); with points `PointLogits`.
+        """
+        if points is None:
+            return decode_dense(self, self.encode(x))
+        return self._forward_points(x, points, neighbours)
+
+    def _forward_points(self, x: Tensor, points: Tensor, neighbours: Tensor | None) -> PointLogits:
+        """A training step's outputs; embeds only the patches that the points need."""
+        stages, z_image, frame = self._encode_stages(x)
+        batch, n = points.shape[:2]
+        sample = torch.arange(batch, device=points.device).repeat_interleave(n)
+        flat = points.flatten(0, 1)
+        patches = patch_index(flat, self.config.patch_size, stages[0].shape[1:-1])
+        n_spo = 0 if neighbours is None else neighbours.shape[2]
+        if neighbours is not None:
+            # own and neighbouring patches in one pass: one call per layer
+            patches = torch.cat((patches, neighbours.flatten(0, 2)))
+            flat = torch.cat((flat, flat.repeat_interleave(n_spo, 0)))
+            sample = torch.cat((sample, sample.repeat_interleave(n_spo)))
+        row = flat_index(torch.cat((sample[:, None], patches), 1), stages[0].shape[:-1])
+        with self.compute_dtype(points.device):
+            z_patch, _ = self.neck.embed([s.flatten(0, -2).index_select(0, row) for s in stages])
+            term = self.patch_decoder.patch_layer(z_patch)
+        logits = self._decode_patch(term, z_image, frame, tuple(x.shape[2:]), flat, sample, patches)
+        patch_logits, neighbour_logits = logits.split([batch * n, batch * n * n_spo])
+        norm = z_patch[: batch * n].float().square().sum(-1).mean() + z_image.float().square().sum(-1).mean()
+        return PointLogits(
+            patch_logits.unflatten(0, (batch, n)),
+            self._decode_image(z_image, points, tuple(x.shape[2:])),
+            neighbour_logits.unflatten(0, (batch, n * n_spo)) if n_spo else None,
+            norm,
+        )
+
+    def _decode_image(self, z_image: Tensor, points: Tensor, size: tuple[int, ...]) -> Tensor | None:
+        """D^I at points (B, N, D): (B, N, K) float32."""
+        if self.image_decoder is None:
+            return None
+        p_image = image_coordinates(points, size)
+        with self.compute_dtype(points.device):
+            term = self.image_decoder.image_layer(z_image)[:, None]
+            return self.image_decoder(p_image, image_term=term).float()

@@ -1,0 +1,173 @@
+"""From nnU-Net's plan and the labels to SwIPE's settings: pure functions, one per rule.
+
+Anchor points are the paper's two settings (2D, crop 384^2, one class: S = 32, d = 128; 3D, crop 96^3, 13 classes:
+S = 8, d = 512) and the hippocampus set (3D, structures five voxels thick: S = 2).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.planners.label_statistics import thickness_mm
+
+MAX_PATCH_SIZE = 32
+MAX_PATCHES_PER_CROP = 1 << 15
+MAX_STAGES = 4
+FEATURES_AT_STRIDE = {1: 32, 2: 64, 4: 128, 8: 160, 16: 192, 32: 256}
+"""The paper's widths at the paper's strides (4 to 32), halved towards the input."""
+BLOCKS_AT_STRIDE_3D = {1: 1, 2: 2, 4: 3, 8: 4, 16: 6, 32: 3}
+BLOCKS_2D = 2
+
+
+def derive_config(
+    configuration: Mapping[str, Any], statistics: Mapping[str, Mapping[str, Any]], *, num_classes: int, regions: bool
+) -> SwIPEConfig:
+    """SwIPE's settings for one configuration of an nnU-Net plan.
+
+    Args:
+        configuration: nnU-Net's configuration, inheritance resolved: uses spacing, patch_size (the crop) and
+            architecture.
+        statistics: Output of `label_statistics`; empty if the labels are.
+        num_classes: Segmentation heads.
+        regions: Region-based training.
+    """
+    spacing = [float(s) for s in configuration["spacing"]]
+    crop = [int(n) for n in configuration["patch_size"]]
+    dims = len(crop)
+    thickness = structure_thickness_mm(statistics, spacing, crop)
+    patch = choose_patch_size(thickness, spacing, crop)
+    strides, kernels = choose_stages(configuration["architecture"]["arch_kwargs"], patch)
+    totals = _cumulative(strides)
+    n_stages = len(strides)
+    voxels_thick = [thickness / s for s in spacing]
+    return SwIPEConfig(
+        patch_size=patch,
+        embedding_dim=choose_embedding_dim(patch, num_classes),
+        backbone="Res2Net",
+        strides=strides,
+        kernel_sizes=kernels,
+        features_per_stage=tuple(_at_stride(FEATURES_AT_STRIDE, max(t)) for t in totals),
+        n_blocks_per_stage=tuple(_at_stride(BLOCKS_AT_STRIDE_3D, max(t)) for t in totals)
+        if dims == 3
+        else (BLOCKS_2D,) * n_stages,
+        norm_op="BatchNorm" if "batchnorm" in _norm_name(configuration) else "InstanceNorm",
+        neck_features=32,
+        rfb=True,
+        cascade=True,
+        multi_stage_attention=True,
+        patch_decoder_features=(256,) * (dims + 1),
+        image_decoder_features=(256, 128) if dims == 2 else (256, 256, 128),
+        dropout=0.1,
+        fourier_frequencies=max(patch).bit_length(),
+        source_coordinates=True,
+        global_conditioning=True,
+        n_points=choose_n_points(crop, num_classes),
+        background_share=2.0,
+        boundary_radius=choose_boundary_radius(voxels_thick, crop),
+        weighted_points=True,
+        n_spo=1,
+        spo_connectivity=8 if dims == 2 else 6,
+        patch_loss_weight=0.5,
+        spo_loss_weight=0.1,
+        embedding_loss_weight=1e-4,
+        initial_lr=5e-4 if dims == 2 else 7.5e-4,
+        weight_decay=1e-2,
+        warmup_iterations=500,
+        mise_levels=choose_mise_levels(voxels_thick),
+        mise_margin=1.0,
+        decoding="own",
+        regions=regions,
+    )
+
+
+def structure_thickness_mm(
+    statistics: Mapping[str, Mapping[str, Any]], spacing: Sequence[float], crop: Sequence[int]
+) -> float:
+    """Thickness of the thinnest class, or, without labels, a sixteenth of the crop."""
+    if not statistics:
+        return min(n * s for n, s in zip(crop, spacing, strict=True)) / 16
+    return min(thickness_mm(s) for s in statistics.values())
+
+
+def choose_patch_size(thickness: float, spacing: Sequence[float], crop: Sequence[int]) -> tuple[int, ...]:
+    """S per axis: half the thinnest structure, about isotropic in millimetres.
+
+    Half of 4.5 voxels gives S = 2 on the hippocampus set (measured best of 2, 4 and 8) and half of 89 voxels gives the
+    paper's S = 32 on polyps. At least four patches per axis where the crop allows, and no more patches in the crop
+    than memory does.
+    """
+    patch = [_power_of_two(thickness / 2 / s, 1, min(MAX_PATCH_SIZE, max(n // 4, 1))) for s, n in zip(
+        spacing, crop, strict=True)]  # fmt: skip
+    while math.prod(-(-n // p) for n, p in zip(crop, patch, strict=True)) > MAX_PATCHES_PER_CROP:
+        # double the axis whose patches are shortest in mm, but never beyond the crop
+        axis = min((i for i in range(len(crop)) if patch[i] < crop[i]), key=lambda i: patch[i] * spacing[i])
+        patch[axis] *= 2
+    return tuple(patch)
+
+
+def choose_stages(
+    architecture: Mapping[str, Any], patch: Sequence[int]
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Strides and kernel sizes per stage: nnU-Net's stages from stride min(S, 4) on, four at most.
+
+    nnU-Net's finer stages are merged into the first one; its kernel is that of the last stage merged.
+    """
+    strides = [_per_axis(s, len(patch)) for s in architecture["strides"]]
+    kernels = [_per_axis(k, len(patch)) for k in architecture["kernel_sizes"]]
+    totals = _cumulative(strides)
+    reached = [all(t >= min(p, 4, last) for t, p, last in zip(total, patch, totals[-1], strict=True)) for total in totals]
+    first = reached.index(True)
+    stages = slice(first + 1, first + MAX_STAGES)
+    return (totals[first], *strides[stages]), tuple(kernels[first : first + MAX_STAGES])
+
+
+def choose_embedding_dim(patch: Sequence[int], num_classes: int) -> int:
+    """d: 128, doubled for many classes and for large 3D patches (paper: 128 for one class in 2D, 512 for 13 in 3D)."""
+    dim = 128
+    if num_classes > 4:
+        dim *= 2
+    if len(patch) == 3 and math.prod(patch) >= 512:
+        dim *= 2
+    return dim
+
+
+def choose_n_points(crop: Sequence[int], num_classes: int) -> int:
+    """N: one point per 40 voxels, 1,024 to 16,384, and at least 64 per class."""
+    return max(_power_of_two(math.prod(crop) / 40, 1 << 10, 1 << 14), 64 * num_classes)
+
+
+def choose_boundary_radius(voxels_thick: Sequence[float], crop: Sequence[int]) -> tuple[int, ...]:
+    """A quarter of the thinnest structure, at most the paper's 10 voxels of a 384-voxel image, at least one voxel."""
+    return tuple(
+        max(1, min(round(t / 4), math.ceil(10 * n / 384))) if n > 1 else 0 for t, n in zip(voxels_thick, crop, strict=True)
+    )
+
+
+def choose_mise_levels(voxels_thick: Sequence[float]) -> int:
+    """Coarsest lattice step 2^levels: half of the thinnest structure at most, so that none slips through."""
+    return _power_of_two(min(voxels_thick) / 2, 1, 8).bit_length() - 1
+
+
+def _power_of_two(value: float, lowest: int, highest: int) -> int:
+    """Largest power of two not above `value`, within bounds."""
+    return 1 << int(math.floor(math.log2(max(lowest, min(value, highest)))))
+
+
+def _per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    return (int(value),) * dims if isinstance(value, int) else tuple(int(v) for v in value)
+
+
+def _cumulative(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    totals: list[tuple[int, ...]] = []
+    for s in strides:
+        totals.append(tuple(a * b for a, b in zip(totals[-1], s, strict=True)) if totals else tuple(s))
+    return totals
+
+
+def _at_stride(table: Mapping[int, int], stride: int) -> int:
+    return table[min(stride, max(table))]
+
+
+def _norm_name(configuration: Mapping[str, Any]) -> str:
+    return str(configuration["architecture"]["arch_kwargs"].get("norm_op")).lower()

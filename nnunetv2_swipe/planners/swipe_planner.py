@@ -1,0 +1,101 @@
+"""SwIPEPlanner: nnU-Net's planner, and SwIPE's settings for every configuration."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_swipe.config import PLAN_KEY
+from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
+from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, derive_block
+
+logger = logging.getLogger(__name__)
+
+_PREPROCESSING_KEYS = (
+    "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg",
+    "resampling_fn_data_kwargs", "resampling_fn_seg_kwargs",
+)  # fmt: skip
+_PREPROCESSING_KEYS_OF_PLAN = (
+    "transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel",
+)  # fmt: skip
+
+
+class SwIPEPlanner(ExperimentPlanner):
+    """Plans spacing, crop and batch as nnU-Net does and adds SwIPE's block to each configuration.
+
+    The plan serves the stock trainers as well. Data of a configuration that another plan of the dataset preprocesses
+    in the same way are shared with it.
+    """
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = STOCK_PREPROCESSOR,
+        plans_name: str = "nnUNetSwIPEPlans",
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        if preprocessor_name == STOCK_PREPROCESSOR:
+            preprocessor_name = SWIPE_PREPROCESSOR  # the same data, checked, and shared where possible
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Add SwIPE's blocks and shared data folders, then save as nnU-Net does."""
+        labels: LabelManager = PlansManager(plans).get_label_manager(self.dataset_json)
+        folder = Path(nnUNet_preprocessed) / self.dataset_name
+        statistics = label_statistics(
+            {case: files["label"] for case, files in self.dataset.items()},
+            cache_file=folder / STATISTICS_FILE,
+            reader_name=plans["image_reader_writer"],
+            label_manager=labels,
+        )
+        others = {f: load_json(str(f)) for f in sorted(folder.glob("*.json")) if f.stem != self.plans_identifier}
+        for name, configuration in plans["configurations"].items():
+            if "inherits_from" not in configuration:
+                configuration[PLAN_KEY] = derive_block(plans, name, labels, statistics).to_dict()
+                configuration["data_identifier"] = shared_identifier(plans, name, others.values())
+        super().save_plans(plans)
+
+
+def shared_identifier(plans: Mapping[str, Any], name: str, others: Any) -> str:  # noqa: ANN401
+    """Data folder of another plan whose preprocessing of this configuration is the same, else the plan's own."""
+    own = plans["configurations"][name]
+    for other in others:
+        candidate = other.get("configurations", {}).get(name, {}) if isinstance(other, dict) else {}
+        if (
+            "data_identifier" in candidate
+            and _data_preprocessor(candidate) == _data_preprocessor(own)
+            and all(_plain(candidate.get(k)) == _plain(own.get(k)) for k in _PREPROCESSING_KEYS)
+            and all(_plain(other.get(k)) == _plain(plans.get(k)) for k in _PREPROCESSING_KEYS_OF_PLAN)
+        ):
+            return candidate["data_identifier"]
+    return own["data_identifier"]
+
+
+def _data_preprocessor(configuration: Mapping[str, Any]) -> str:
+    """What stores the training data: ours stores what nnU-Net's does."""
+    name = configuration["preprocessor_name"]
+    return STOCK_PREPROCESSOR if name == SWIPE_PREPROCESSOR else name
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """NumPy arrays and tuples as lists, so that a plan in memory equals the same plan read from its file."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,5 @@
+"""Preprocessing: what nnU-Net names in a plan, and the source frame."""
+
+from nnunetv2_swipe.preprocessing.swipe_preprocessor import SwIPEPreprocessor
+
+__all__ = ["SwIPEPreprocessor"]

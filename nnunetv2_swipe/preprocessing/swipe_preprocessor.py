@@ -1,0 +1,141 @@
+"""SwIPEPreprocessor: nnU-Net's preprocessing, plus what SwIPE needs at prediction."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunetv2_swipe.config import PLAN_KEY
+from nnunetv2_swipe.network.coordinates import source_channels
+
+logger = logging.getLogger(__name__)
+
+
+class SwIPEPreprocessor(DefaultPreprocessor):
+    """nnU-Net's default preprocessor, which it equals in the data it stores for training.
+
+    - Images to predict (no segmentation) get the source frame as leading channels if the plan asks for it.
+    - Bad input stops with an error that names the case: NaN or infinite intensities, undeclared labels.
+    - Training data that are already there, complete and up to date, are kept.
+    """
+
+    _storing = False
+
+    def run_case(
+        self,
+        image_files: list[str],
+        seg_file: str | None,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        """As nnU-Net's; errors name the files."""
+        try:
+            return super().run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
+        except ValueError as e:
+            raise ValueError(f"Case {', '.join(image_files)}: {e}") from e
+
+    def run_case_npy(
+        self,
+        data: np.ndarray,
+        seg: np.ndarray | None,
+        properties: dict,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        """As nnU-Net's, with checked input and, for prediction, the source frame in front of the image.
+
+        Raises:
+            ValueError: The image holds NaN or infinity, or the segmentation an undeclared label.
+        """
+        dataset_json = load_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
+        _check_case(data, seg, plans_manager, dataset_json)
+        data, seg_out, properties = super().run_case_npy(
+            data, seg, properties, plans_manager, configuration_manager, dataset_json
+        )
+        if self._wants_source_frame(configuration_manager):
+            data = np.concatenate((source_channels(data.shape[1:]), data))
+        return data, seg_out, properties
+
+    def run_case_save(
+        self,
+        output_filename_truncated: str,
+        image_files: list[str],
+        seg_file: str,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> None:
+        """As nnU-Net's: stored data have no source frame, the training dataset adds it when it reads them."""
+        self._storing = True
+        super().run_case_save(
+            output_filename_truncated, image_files, seg_file, plans_manager, configuration_manager, dataset_json
+        )
+
+    def run(
+        self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
+    ) -> None:
+        """Preprocess a dataset, unless the data another plan shares are there, complete and up to date."""
+        dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
+        base = Path(nnUNet_preprocessed) / dataset_name
+        plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
+        configuration = plans_manager.get_configuration(configuration_name)
+        shared = not configuration.data_identifier.startswith(f"{plans_identifier}_")
+        if shared and _is_up_to_date(base / configuration.data_identifier, dataset_name, plans_manager, configuration):
+            logger.warning("Using the data in %s, preprocessed before.", base / configuration.data_identifier)
+            return
+        super().run(dataset_name_or_id, configuration_name, plans_identifier, num_processes)
+
+    def _wants_source_frame(self, configuration_manager: ConfigurationManager) -> bool:
+        block = configuration_manager.configuration.get(PLAN_KEY, {})
+        return not self._storing and bool(block.get("source_coordinates"))
+
+
+def _check_case(data: np.ndarray, seg: np.ndarray | None, plans_manager: PlansManager, dataset_json: dict) -> None:
+    """ValueError if the image is not finite or the segmentation holds an undeclared label."""
+    finite = np.isfinite(data)
+    if not finite.all():
+        raise ValueError(
+            f"the image holds {(~finite).sum()} values that are NaN or infinite. Replace them, for example with the "
+            "image's minimum."
+        )
+    if seg is not None:
+        labels = plans_manager.get_label_manager(dataset_json)
+        declared = [*labels.all_labels, *([labels.ignore_label] if labels.has_ignore_label else [])]
+        undeclared = np.setdiff1d(seg, declared)
+        if len(undeclared):
+            raise ValueError(
+                f"the segmentation holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: "
+                f"{[int(d) for d in declared]}). Correct the segmentation or dataset.json."
+            )
+
+
+def _is_up_to_date(
+    folder: Path, dataset_name: str, plans_manager: PlansManager, configuration: ConfigurationManager
+) -> bool:
+    """Every case is there, newer than its raw files and of the shape the plan gives."""
+    dataset_json = load_json(str(Path(nnUNet_preprocessed) / dataset_name / "dataset.json"))
+    cases = get_filenames_of_train_images_and_targets(str(Path(nnUNet_raw) / dataset_name), dataset_json)
+    for identifier, files in cases.items():
+        stored = [folder / f"{identifier}{ending}" for ending in (".b2nd", "_seg.b2nd", ".pkl")]
+        if not all(f.is_file() for f in stored):
+            return False
+        newest_raw = max(Path(f).stat().st_mtime for f in (*files["images"], files["label"]))
+        if min(f.stat().st_mtime for f in stored) < newest_raw:
+            return False
+        data, _, _, properties = nnUNetDatasetBlosc2(str(folder), [identifier]).load_case(identifier)
+        spacing = [properties["spacing"][i] for i in plans_manager.transpose_forward]
+        target = [*spacing[: len(spacing) - len(configuration.spacing)], *configuration.spacing]
+        shape = compute_new_shape(properties["shape_after_cropping_and_before_resampling"], spacing, target)
+        if tuple(shape) != tuple(data.shape[1:]):
+            return False
+    return True

@@ -1,0 +1,199 @@
+"""Training points of a label crop: class- and boundary-balanced, stratified in space, sub-voxel (SwIPE, section 3.3).
+
+The voxels of a crop fall into strata: for every class, those near its boundary and the others. Each stratum gets a
+number of points, and within it the points are stratified in space: voxels are visited along a Morton curve, on which
+equal steps are compact blocks of the image, one point per step. The position within the voxel is a Latin hypercube
+over all points of the crop. Everything is batched tensor code of constant shape.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.network.coordinates import axis_tensor, grid_shape, patch_index
+
+
+class PointSample(NamedTuple):
+    """Points of a batch of crops."""
+
+    points: Tensor
+    """Positions (B, N, D) in voxels, float32."""
+    target: Tensor
+    """Labels (B, N) int64; of region-based training, memberships (B, N, R) float32."""
+    weight: Tensor
+    """Voxels that each point stands for (B, N); 0 in a crop without annotated voxels."""
+    neighbours: Tensor | None
+    """Grid indices (B, N, n_spo, D) of the neighbouring patches of SPO."""
+
+
+def sample_points(
+    target: Tensor, config: SwIPEConfig, *, num_classes: int, ignore_label: int | None = None
+) -> PointSample:
+    """Draw the training points of a batch of label crops.
+
+    Args:
+        target: Label crops (B, 1, *size), integers; or of region-based training (B, R, *size), boolean or 0/1, where
+            with an ignore label one more channel marks the voxels to ignore.
+        config: SwIPE's block of the plan.
+        num_classes: Segmentation heads: classes with background, or regions.
+        ignore_label: The label never to draw, if the dataset has one.
+
+    Returns:
+        The points, their targets, weights and neighbours, on the device of `target`.
+    """
+    size = target.shape[2:]
+    classes, near = _classes_and_boundary(target, config, num_classes, ignore_label)
+    n_strata = 2 * (num_classes + config.regions)
+    order = _morton_order(tuple(size), target.device)
+    strata = torch.where(classes >= 0, 2 * classes + near, n_strata).flatten(1)[:, order]
+    counts = _count(strata, n_strata + 1)[:, :-1]
+    stratum = _allocate(counts, config.n_points, config.background_share)
+    voxel = order[_draw_within_strata(strata, counts, stratum)]
+    points = _unravel(voxel, size) + _latin_hypercube_offsets(voxel.shape, len(size), target.device)
+    labels = target.flatten(2).gather(2, voxel[:, None].expand(-1, target.shape[1], -1))
+    return PointSample(
+        points,
+        labels[:, :num_classes].movedim(1, 2).float() if config.regions else labels[:, 0].long(),
+        _weights(counts, stratum),
+        _draw_neighbours(points, config, size) if config.n_spo else None,
+    )
+
+
+def uniform_weights(sample: PointSample) -> Tensor:
+    """The paper's unweighted form: every point counts alike; points of crops without annotation count nothing."""
+    return (sample.weight > 0).to(sample.weight.dtype)
+
+
+def _classes_and_boundary(
+    target: Tensor, config: SwIPEConfig, num_classes: int, ignore_label: int | None
+) -> tuple[Tensor, Tensor]:
+    """Exclusive class of each voxel, (B, *size) int64, -1 where ignored, and whether it is near its class's boundary.
+
+    A voxel of several regions belongs to the one with the fewest voxels in its crop; class 0 is the background.
+    """
+    if config.regions:
+        members = target[:, :num_classes].bool()
+        volume = members.flatten(2).sum(-1).view(*members.shape[:2], *[1] * (target.ndim - 2))
+        smallest = torch.where(members, volume, torch.iinfo(volume.dtype).max).argmin(1)
+        classes = torch.where(members.any(1), smallest + 1, 0)
+        if ignore_label is not None:
+            classes = torch.where(target[:, num_classes].bool(), -1, classes)
+    else:
+        classes = target[:, 0].long()
+        if ignore_label is not None:
+            classes = torch.where(classes == ignore_label, -1, classes)
+    label = classes[:, None].float()
+    highest, lowest = label, -label
+    for axis, radius in enumerate(config.boundary_radius):
+        highest, lowest = (_max_filter(x, axis, radius) for x in (highest, lowest))
+    return classes, ((highest != label) | (-lowest != label))[:, 0]
+
+
+def _max_filter(x: Tensor, axis: int, radius: int) -> Tensor:
+    """Maximum over 2 radius + 1 voxels along one spatial axis of (B, 1, *size)."""
+    dims = x.ndim - 2
+    kernel = [2 * radius + 1 if i == axis else 1 for i in range(dims)]
+    pool = F.max_pool2d if dims == 2 else F.max_pool3d
+    return pool(x, kernel, stride=1, padding=[k // 2 for k in kernel])
+
+
+@lru_cache(maxsize=8)
+def _morton_order(size: tuple[int, ...], device: torch.device) -> Tensor:
+    """Raster indices of all voxels in the order of a Morton (Z-order) curve."""
+    code = torch.zeros(size, dtype=torch.int64)
+    bits = max(n - 1 for n in size).bit_length()
+    for axis, n in enumerate(size):
+        index = torch.arange(n).view([-1 if i == axis else 1 for i in range(len(size))])
+        for bit in range(bits):
+            code = code | ((index >> bit & 1) << (bit * len(size) + len(size) - 1 - axis))
+    return code.flatten().argsort().to(device)
+
+
+def _count(strata: Tensor, n: int) -> Tensor:
+    """Voxels per stratum, (B, V) -> (B, n)."""
+    batch = len(strata)
+    rows = strata + n * torch.arange(batch, device=strata.device)[:, None]
+    return torch.bincount(rows.flatten(), minlength=batch * n).view(batch, n)
+
+
+def _allocate(counts: Tensor, n_points: int, background_share: float) -> Tensor:
+    """The stratum of each point, (B, n strata) -> (B, N), in order of strata.
+
+    Every class present gets the same share, the background `background_share` times that; half of a class's share
+    goes to its boundary. Empty strata pass theirs on.
+    """
+    present = (counts > 0).double().unflatten(1, (-1, 2))  # (B, classes, [interior, near])
+    share = present / present.sum(-1, keepdim=True).clamp(min=1)
+    share[:, 0] *= background_share
+    share = share.flatten(1)
+    ends = (share.cumsum(1) / share.sum(1, keepdim=True).clamp(min=1e-9) * n_points).round()
+    rank = torch.arange(n_points, device=counts.device, dtype=ends.dtype) + 0.5
+    stratum = torch.searchsorted(ends, rank.expand(len(counts), -1).contiguous())
+    return stratum.clamp_(max=counts.shape[1] - 1)
+
+
+def _rank_within(stratum: Tensor, n_strata: int) -> tuple[Tensor, Tensor]:
+    """For each point its number within its stratum, and how many points the stratum got; both (B, N)."""
+    drawn = _count(stratum, n_strata)
+    first = drawn.cumsum(1) - drawn
+    rank = torch.arange(stratum.shape[1], device=stratum.device) - first.gather(1, stratum)
+    return rank, drawn.gather(1, stratum)
+
+
+def _draw_within_strata(strata: Tensor, counts: Tensor, stratum: Tensor) -> Tensor:
+    """Positions on the Morton curve, (B, N): one voxel from each of equal parts of the stratum's voxels."""
+    by_stratum = strata.argsort(dim=1, stable=True)
+    rank, drawn = _rank_within(stratum, counts.shape[1])
+    part = (rank + torch.rand(rank.shape, device=rank.device, dtype=torch.float64)) / drawn
+    volume = counts.gather(1, stratum)
+    within = (part * volume).long().minimum((volume - 1).clamp(min=0))
+    first = (counts.cumsum(1) - counts).gather(1, stratum)
+    return by_stratum.gather(1, first + within)
+
+
+def _latin_hypercube_offsets(shape: Sequence[int], dims: int, device: torch.device) -> Tensor:
+    """Positions within a voxel, (B, N, D) in [-1/2, 1/2): along each axis one point per N-th part of the voxel."""
+    permutation = torch.rand(*shape, dims, device=device).argsort(1)
+    return (permutation + torch.rand(permutation.shape, device=device)) / shape[1] - 0.5
+
+
+def _unravel(flat: Tensor, size: Sequence[int]) -> Tensor:
+    """Raster indices (...) -> voxel indices (..., D), float32."""
+    axes = []
+    for n in reversed(size):
+        axes.append(flat % n)
+        flat = flat // n
+    return torch.stack(axes[::-1], -1).float()
+
+
+def _weights(counts: Tensor, stratum: Tensor) -> Tensor:
+    """Voxels in the stratum per point drawn from it, (B, N)."""
+    _, drawn = _rank_within(stratum, counts.shape[1])
+    return (counts.gather(1, stratum) / drawn).float()
+
+
+@lru_cache(maxsize=8)
+def neighbour_offsets(connectivity: int, dims: int, device: torch.device) -> Tensor:
+    """Grid offsets (connectivity, D) of a patch's neighbours: 4 or 8 in 2D; 6, 18 or 26 in 3D."""
+    steps = [o for o in itertools.product((-1, 0, 1), repeat=dims) if any(o)]
+    steps.sort(key=lambda o: sum(map(abs, o)))
+    return torch.tensor(steps[:connectivity], device=device)
+
+
+def _draw_neighbours(points: Tensor, config: SwIPEConfig, size: Sequence[int]) -> Tensor:
+    """Random existing neighbours of each point's patch, (B, N, n_spo, D); the patch itself where it has none."""
+    grid = grid_shape(size, config.patch_size)
+    offsets = neighbour_offsets(config.spo_connectivity, config.dims, points.device)
+    own = patch_index(points, config.patch_size, grid)
+    candidates = own[..., None, :] + offsets
+    exists = ((candidates >= 0) & (candidates < axis_tensor(grid, candidates))).all(-1)
+    score = torch.rand(*exists.shape[:2], config.n_spo, exists.shape[-1], device=points.device)
+    choice = torch.where(exists[:, :, None], score, -1.0).argmax(-1)
+    chosen = candidates.gather(2, choice[..., None].expand(-1, -1, -1, config.dims))
+    return torch.where(exists.any(-1)[..., None, None], chosen, own[:, :, None])
