@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["install"]
 
 _SWITCH = "NNUNETV2_SWIPE_AUTOLOAD"
+_OLDEST_NNUNET, _TOO_NEW_NNUNET = (2, 8, 1), (3,)
 
 # nnU-Net's module -> (how the class names that it gains begin, our package that holds them). A prefix, so
 # that a new ablation SwIPETrainer_... needs no change here.
@@ -134,9 +135,25 @@ def _add_lazy_names(module: "ModuleType", target: str) -> None:
         vars(module)["__getattr__"] = _LazyNames(module, target, previous)
 
 
+def _require_supported_nnunet() -> None:
+    """ImportError if the installed nnU-Net is too old: its trainers and predictor ask for other functions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("nnunetv2")
+    except PackageNotFoundError:  # a checkout on sys.path that was never installed
+        return
+    numbers = tuple(int(part) if part.isdigit() else 0 for part in found.split(".")[:3])
+    if not _OLDEST_NNUNET <= numbers < _TOO_NEW_NNUNET:
+        raise ImportError(
+            f"nnunetv2-swipe needs nnunetv2 from 2.8.1 to below 3, found {found}: pip install 'nnunetv2>=2.8.1,<3'"
+        )
+
+
 def _import_provider(name: str) -> "ModuleType":
     from importlib import import_module
 
+    _require_supported_nnunet()
     try:
         return import_module(name)
     except AttributeError as error:

@@ -1,4 +1,4 @@
-"""Which numerical precision the CPU computes in."""
+"""Which numerical precision is used where."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -22,11 +22,17 @@ def cpu_amp_dtype() -> torch.dtype | None:
     if choice not in ("auto", "bf16", "off"):
         raise ValueError(f'The environment variable {AMP_VARIABLE} is {choice!r}; allowed: "auto", "bf16", "off".')
     if choice == "auto":
-        return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        return torch.bfloat16 if has_amx() else None
     return torch.bfloat16 if choice == "bf16" else None
 
 
-def cpu_autocast() -> AbstractContextManager:
-    """Autocast context for computations on the CPU."""
-    dtype = cpu_amp_dtype()
+def network_precision(device: torch.device) -> AbstractContextManager:
+    """Context of the network: reduced precision on the CPU; elsewhere nnU-Net's own autocast decides."""
+    dtype = cpu_amp_dtype() if device.type == "cpu" else None
     return nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Context for coordinates, which need float32 even under autocast (nnU-Net uses none on other devices)."""
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()

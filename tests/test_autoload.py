@@ -263,6 +263,22 @@ def test_failing_import_of_ours_reaches_the_user(fakes, source, message):
     assert run(fakes, INSTALL + textwrap.dedent(code)) == message
 
 
+@pytest.mark.parametrize(("version", "accepted"), [("2.8.0", False), ("2.8.1", True), ("2.10", True), ("3.0.0", False)])
+def test_only_supported_versions_of_nnunet_get_our_classes(fakes, version, accepted):
+    metadata = fakes / f"nnunetv2-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: nnunetv2\nVersion: {version}\n")
+    code = f"""
+    import {TRAINER} as m
+    try:
+        print(hasattr(m, "SwIPETrainer"))
+    except ImportError as error:
+        print(error)
+    """
+    printed = run(fakes, INSTALL + textwrap.dedent(code))
+    assert printed == "True" if accepted else (f"found {version}" in printed and "pip install" in printed)
+
+
 def test_version():
     assert nnunetv2_swipe.__version__[0].isdigit()
     with pytest.raises(AttributeError, match="module 'nnunetv2_swipe' has no attribute 'missing'"):

@@ -1,1 +1,1 @@
-"""inference"""
+"""Inference: embeddings -> dense labels."""

@@ -29,11 +29,14 @@ def decode_points(network: SwIPENet, embeddings: Embeddings, index: Tensor) -> T
     Returns:
         Logits (M, K), float32.
     """
-    decode = network.decode_blended if network.config.decoding == "blended" else network.decode
-    chunks = [decode(embeddings, part[:, 1:].float(), part[:, 0]) for part in index.split(POINTS_PER_CHUNK)]
+    blended = network.config.decoding == "blended"
+    decode = network.decode_blended if blended else network.decode
+    size = POINTS_PER_CHUNK >> network.config.dims if blended else POINTS_PER_CHUNK  # blending decodes 2^D patches
+    chunks = [decode(embeddings, part[:, 1:].float(), part[:, 0]) for part in index.split(size)]
     return torch.cat(chunks)
 
 
+@torch.compiler.disable  # data-dependent shapes
 def decode_dense(network: SwIPENet, embeddings: Embeddings) -> Tensor:
     """Logits at every voxel of the crop, (B, K, *size).
 
@@ -50,9 +53,10 @@ def decode_dense(network: SwIPENet, embeddings: Embeddings) -> Tensor:
     # the lattice may end up to one step outside the crop: every voxel then lies inside a cell
     shape = [-(-(n - 1) // s) + 1 for n, s in zip(size, step, strict=True)]
     logits = _decode_lattice(network, embeddings, shape, step)
+    decoded = torch.ones((len(logits), *shape), dtype=torch.bool, device=logits.device)
     while max(step) > 1:
         finer = [max(s // 2, 1) for s in step]
-        logits = _refine(network, embeddings, logits, step, finer)
+        logits, decoded = _refine(network, embeddings, logits, decoded, step, finer)
         step = finer
     return logits[(..., *(slice(n) for n in size))].contiguous()
 
@@ -67,21 +71,30 @@ def _decode_lattice(network: SwIPENet, embeddings: Embeddings, shape: Sequence[i
 
 
 def _refine(
-    network: SwIPENet, embeddings: Embeddings, coarse: Tensor, step: Sequence[int], finer: Sequence[int]
-) -> Tensor:
-    """Halve the lattice: decode new points of active cells, interpolate the others."""
+    network: SwIPENet,
+    embeddings: Embeddings,
+    coarse: Tensor,
+    decoded: Tensor,
+    step: Sequence[int],
+    finer: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Halve the lattice: decode the points of active cells, interpolate the others.
+
+    Returns:
+        Logits (B, K, *finer shape), and which of them were decoded on this level or before, (B, *finer shape).
+    """
     dims = len(step)
     ratio = [s // f for s, f in zip(step, finer, strict=True)]
     shape = [(n - 1) * r + 1 for n, r in zip(coarse.shape[2:], ratio, strict=True)]
     logits = F.interpolate(coarse, size=shape, mode=_LINEAR[dims], align_corners=True)
     known = torch.zeros((len(coarse), *shape), dtype=torch.bool, device=coarse.device)
-    known[(slice(None), *(slice(None, None, r) for r in ratio))] = True
+    known[(slice(None), *(slice(None, None, r) for r in ratio))] = decoded
     offset = torch.tensor([1, *finer], device=coarse.device)
     while True:
         wanted = _active_cells(logits, ratio, network) & ~known
         index = wanted.nonzero()
         if len(index) == 0:
-            return logits
+            return logits, known
         values = decode_points(network, embeddings, index * offset)
         logits[(index[:, 0], slice(None), *index[:, 1:].unbind(1))] = values
         known |= wanted

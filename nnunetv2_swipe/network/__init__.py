@@ -1,1 +1,1 @@
-"""network"""
+"""The network: crop -> embeddings -> logits at continuous positions."""

@@ -30,9 +30,10 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel of each sample; the shape is kept. A single voxel per channel passes unscaled."""
+        """Normalise each channel of each sample; the shape is kept. A single voxel, without a deviation, stays."""
         if x[0, 0].numel() == 1:
-            return x * self.weight.view(1, -1, *[1] * (x.ndim - 2)).to(x.dtype)
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            return x * self.weight.view(shape).to(x.dtype) + self.bias.view(shape).to(x.dtype)
         if x.device.type != "cpu":
             return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         samples = [F.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps) for s in x.split(1)]

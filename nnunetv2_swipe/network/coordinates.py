@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunetv2_swipe.precision import full_precision
+
 N_SOURCE_AXES = 3
 """nnU-Net's preprocessed images always have three axes; a 2D image has one slice."""
 N_SOURCE_CHANNELS = N_SOURCE_AXES + 1
@@ -126,20 +128,19 @@ def fit_source_frame(channels: Tensor) -> Tensor:
         holds a single slice of the image has slope zero; a crop without any image voxel has a frame of zeros.
     """
     size = channels.shape[2:]
-    dims = len(size)
-    with torch.autocast(channels.device.type, enabled=False):
+    with full_precision(channels.device):
         channels = channels.float().flatten(2)  # (B, 4, V)
         position = image_coordinates(voxel_centres(size, channels.device), size)  # (V, D)
         inside = (channels[:, -1:] > _INSIDE_IMAGE).to(channels.dtype)
-        source = channels[:, :-1] * inside
+        source = channels[:, :-1]
         weight = inside.sum(-1, keepdim=True).clamp(min=1)  # (B, 1, 1)
         mean_position = (inside @ position) / weight  # (B, 1, D)
-        mean_source = source.sum(-1, keepdim=True) / weight  # (B, 3, 1)
-        products = (position[:, :, None] * position[:, None, :]).flatten(1)  # (V, D * D)
-        moment = ((inside @ products) / weight).unflatten(-1, (dims, dims)).squeeze(1)
-        covariance = moment - mean_position.mT @ mean_position
-        cross = (source @ position) / weight - mean_source @ mean_position  # (B, 3, D)
-        ridge = 1e-7 * torch.eye(dims, device=channels.device)
+        mean_source = (source * inside).sum(-1, keepdim=True) / weight  # (B, 3, 1)
+        # centred before squaring: the rounding of a difference of squares would outweigh the ridge
+        centred = (position - mean_position) * inside.mT  # (B, V, D)
+        covariance = centred.mT @ centred / weight
+        cross = (source - mean_source) @ centred / weight  # (B, 3, D)
+        ridge = 1e-7 * torch.eye(len(size), device=channels.device)
         slope = torch.linalg.solve(covariance + ridge, cross, left=False)
         return torch.cat((slope, mean_source - slope @ mean_position.mT), -1)
 

@@ -1,6 +1,7 @@
 """Occupancy decoders: small MLPs from a position and its embeddings to class logits (SwIPE, section 3.2)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,9 +29,7 @@ class OccupancyDecoder(nn.Module):
         self.point_layer = nn.Linear(point_features, first)
         self.patch_layer = nn.Linear(patch_features, first, bias=False) if patch_features else None
         self.image_layer = nn.Linear(image_features, first, bias=False) if image_features else None
-        self.hidden = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(hidden_features[:-1], hidden_features[1:], strict=True)
-        )
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden_features))
         self.dropout = nn.Dropout(dropout)
         self.seg_layers = nn.Linear(hidden_features[-1], num_classes)
 

@@ -15,7 +15,7 @@ _LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 class RFBLite(nn.Module):
-    """Receptive field block: branches of growing kernel and dilation, each of half the width (Liu et al., ECCV 2018)."""
+    """Receptive field block (Liu et al., ECCV 2018): branches of growing kernel and dilation, each of half width."""
 
     def __init__(self, *, dims: int, in_channels: int, features: int, norm: str) -> None:
         super().__init__()

@@ -1,6 +1,5 @@
 """SwIPE: an encoder that embeds patches, and decoders that give the class of any continuous position (MICCAI 2023)."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from nnunetv2_swipe.network.coordinates import (
 )
 from nnunetv2_swipe.network.decoders import OccupancyDecoder
 from nnunetv2_swipe.network.neck import Neck
-from nnunetv2_swipe.precision import cpu_autocast
+from nnunetv2_swipe.precision import full_precision, network_precision
 
 _MAX_LOGIT = 50.0
 """nnU-Net adds up predictions in half precision; a bound keeps the sums finite."""
@@ -109,10 +108,6 @@ class SwIPENet(nn.Module):
         """Channels of the input tensor, source channels included."""
         return self.input_channels + (N_SOURCE_CHANNELS if self.config.source_coordinates else 0)
 
-    def compute_dtype(self, device: torch.device) -> AbstractContextManager:
-        """Autocast context of the CPU's reduced precision; elsewhere nnU-Net's own autocast decides."""
-        return cpu_autocast() if device.type == "cpu" else nullcontext()
-
     def encode(self, x: Tensor) -> Embeddings:
         """Embed every patch of a batch of crops.
 
@@ -124,7 +119,7 @@ class SwIPENet(nn.Module):
             ValueError: The number of channels or axes is not what the plan says.
         """
         stages, image, frame = self._encode_stages(x)
-        with self.compute_dtype(x.device):
+        with network_precision(x.device):
             patch, attention = self.neck.embed(stages)
         return Embeddings(patch, image, attention, frame, tuple(x.shape[2:]))
 
@@ -142,7 +137,7 @@ class SwIPENet(nn.Module):
             frame = fit_source_frame(x[:, :N_SOURCE_CHANNELS])
             x = x[:, N_SOURCE_CHANNELS:]
         grid = grid_shape(x.shape[2:], self.config.patch_size)
-        with self.compute_dtype(x.device):
+        with network_precision(x.device):
             stages, image = self.neck(self.backbone(self._pad(x)))
         return [s[(slice(None), *(slice(g) for g in grid))] for s in stages], image, frame
 
@@ -155,9 +150,7 @@ class SwIPENet(nn.Module):
             x = F.pad(x, [p for after in reversed(padding) for p in (0, after)])
         return x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
-    def decode(
-        self, embeddings: Embeddings, points: Tensor, sample: Tensor, patches: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, embeddings: Embeddings, points: Tensor, sample: Tensor, patches: Tensor | None = None) -> Tensor:
         """Class logits at continuous positions, by D^P.
 
         Args:
@@ -174,11 +167,13 @@ class SwIPENet(nn.Module):
         row = flat_index(torch.cat((sample[:, None], patches), 1), embeddings.patch.shape[:-1])
         table = embeddings.patch.flatten(0, -2)
         layer = self.patch_decoder.patch_layer
-        with self.compute_dtype(points.device):
+        with network_precision(points.device):
             # the first layer's term of z^P, computed for whichever is fewer, patches or points
             fewer_points = len(row) < len(table)
             term = layer(table.index_select(0, row)) if fewer_points else layer(table).index_select(0, row)
-        return self._decode_patch(term, embeddings.image, embeddings.source_frame, embeddings.size, points, sample, patches)
+        return self._decode_patch(
+            term, embeddings.image, embeddings.source_frame, embeddings.size, points, sample, patches
+        )
 
     def decode_blended(self, embeddings: Embeddings, points: Tensor, sample: Tensor) -> Tensor:
         """As `decode`, blending the 2^D nearest patches with multilinear weights: continuous across patch borders."""
@@ -199,7 +194,7 @@ class SwIPENet(nn.Module):
     ) -> Tensor:
         """D^P of points whose first-layer term of z^P is given: (M, K) float32."""
         config, decoder = self.config, self.patch_decoder
-        with torch.autocast(points.device.type, enabled=False):
+        with full_precision(points.device):
             p_patch = patch_coordinates(points, patches, config.patch_size)
             position = [fourier_features(p_patch, config.fourier_frequencies)]
             p_image = image_coordinates(points, size)
@@ -207,7 +202,7 @@ class SwIPENet(nn.Module):
                 position.append(p_image)
             if frame is not None:
                 position.append(source_coordinates(p_image, frame[sample]))
-        with self.compute_dtype(points.device):
+        with network_precision(points.device):
             image_term = None
             if decoder.image_layer is not None:
                 image_term = decoder.image_layer(z_image).index_select(0, sample)
@@ -245,7 +240,7 @@ class SwIPENet(nn.Module):
             flat = torch.cat((flat, flat.repeat_interleave(n_spo, 0)))
             sample = torch.cat((sample, sample.repeat_interleave(n_spo)))
         row = flat_index(torch.cat((sample[:, None], patches), 1), stages[0].shape[:-1])
-        with self.compute_dtype(points.device):
+        with network_precision(points.device):
             z_patch, _ = self.neck.embed([s.flatten(0, -2).index_select(0, row) for s in stages])
             term = self.patch_decoder.patch_layer(z_patch)
         logits = self._decode_patch(term, z_image, frame, tuple(x.shape[2:]), flat, sample, patches)
@@ -263,6 +258,6 @@ class SwIPENet(nn.Module):
         if self.image_decoder is None:
             return None
         p_image = image_coordinates(points, size)
-        with self.compute_dtype(points.device):
+        with network_precision(points.device):
             term = self.image_decoder.image_layer(z_image)[:, None]
             return self.image_decoder(p_image, image_term=term).float()

@@ -1,6 +1,6 @@
 """What the training labels look like: per class the volume, extent and surface-to-volume ratio, measured once."""
 
-import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -13,8 +13,6 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
-
-logger = logging.getLogger(__name__)
 
 STATISTICS_FILE = "dataset_label_statistics.json"
 """Lies beside nnU-Net's dataset_fingerprint.json."""
@@ -58,8 +56,8 @@ def _measure_case(
     undeclared = sorted(set(present.tolist()) - set(allowed))
     if undeclared:
         raise ValueError(
-            f"{file} holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: {list(allowed)}). "
-            "Correct the file or the labels in dataset.json."
+            f"{file} holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: "
+            f"{list(allowed)}). Correct the file or the labels in dataset.json."
         )
     masks = {name: np.isin(segmentation, labels) for name, labels in structures.items()}
     return {name: measure_mask(m, properties["spacing"]) for name, m in masks.items() if m.any()}
@@ -107,7 +105,9 @@ def label_statistics(
         cases = [f.result() for f in tqdm(futures, desc="Measuring labels")]
     classes = {name: _summarise([c[name] for c in cases if name in c]) for name in structures}
     classes = {name: summary for name, summary in classes.items() if summary["n_cases"] > 0}
-    save_json({"classes": classes, "source": source}, str(cache_file), sort_keys=False)
+    unfinished = cache_file.with_suffix(f".{os.getpid()}.tmp")  # several processes may get here at once (DDP)
+    save_json({"classes": classes, "source": source}, str(unfinished), sort_keys=False)
+    unfinished.replace(cache_file)
     return classes
 
 
@@ -122,4 +122,4 @@ def _summarise(measurements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def thickness_mm(statistics: Mapping[str, Any]) -> float:
     """Thickness of a structure: 4 volumes over its surface, exact for a long bar of square cross-section."""
-    return 4.0 / statistics["surface_to_volume_per_mm"]
+    return 4.0 / max(statistics["surface_to_volume_per_mm"], 1e-6)

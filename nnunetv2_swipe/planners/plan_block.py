@@ -1,12 +1,17 @@
 """SwIPE's block within nnU-Net's plans: made where it is missing, read where it is there."""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+from batchgenerators.utilities.file_and_folder_operations import isfile, load_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.self_configuration import derive_config
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
@@ -45,12 +50,85 @@ def read_block(configuration_manager: ConfigurationManager) -> SwIPEConfig:
     block = configuration_manager.configuration.get(PLAN_KEY)
     if block is None:
         raise ValueError(
-            f"This plan has no {PLAN_KEY!r} block for the configuration. A model folder written by SwIPETrainer has one; "
-            "was its plans.json replaced?"
+            f"This plan has no {PLAN_KEY!r} block for the configuration. A model folder written by SwIPETrainer has "
+            "one; was its plans.json replaced?"
         )
     config = SwIPEConfig.from_dict(block)
     if config.dims != len(configuration_manager.patch_size):
-        raise ValueError(
-            f'SwIPE plan: "patch_size" has {config.dims} axes, the configuration {len(configuration_manager.patch_size)}.'
-        )
+        crop = configuration_manager.patch_size
+        raise ValueError(f'SwIPE plan: "patch_size" has {config.dims} axes, the crop {crop} has {len(crop)}.')
     return config
+
+
+def with_swipe_block(
+    plans: Mapping[str, Any],
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+    *,
+    trainer_name: str,
+    changes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A copy of the plan whose configuration has a validated block and, for source coordinates, our preprocessor.
+
+    The block is the plan's own; else that of the model folder, if it was made from the same configuration (so that all
+    folds of a model share one network); else derived anew.
+
+    Args:
+        plans: nnU-Net's plan.
+        configuration: Name of the configuration to train.
+        dataset_json: nnU-Net's dataset.json.
+        trainer_name: Class name of the trainer, of which the model folder's name is made.
+        changes: Settings that the trainer (an ablation) changes.
+
+    Raises:
+        ValueError: The plan or a label file is invalid; the message names the key or file.
+        FileNotFoundError: The dataset was not preprocessed.
+    """
+    plans = deepcopy(dict(plans))
+    manager = PlansManager(plans)
+    block = manager.get_configuration(configuration).configuration.get(PLAN_KEY)
+    if block is None:
+        block = _block_of_model_folder(manager, configuration, trainer_name)
+    if block is None:
+        labels = manager.get_label_manager(dataset_json)
+        statistics = _statistics_of_preprocessed_dataset(manager, labels, dataset_json["file_ending"])
+        block = derive_block(plans, configuration, labels, statistics).to_dict()
+    config = SwIPEConfig.from_dict(block).replace(**changes)
+    entry = plans["configurations"][configuration]
+    entry[PLAN_KEY] = config.to_dict()
+    if config.source_coordinates:
+        entry["preprocessor_name"] = SWIPE_PREPROCESSOR
+    return plans
+
+
+def _statistics_of_preprocessed_dataset(
+    manager: PlansManager, labels: LabelManager, file_ending: str
+) -> dict[str, dict[str, Any]]:
+    """Label statistics from the ground truth that nnU-Net keeps with the preprocessed data."""
+    folder = Path(nnUNet_preprocessed) / manager.dataset_name
+    truth = folder / "gt_segmentations"
+    if not truth.is_dir():
+        raise FileNotFoundError(f"{truth} is missing. Run nnUNetv2_plan_and_preprocess for the dataset first.")
+    files = sorted(f for f in truth.iterdir() if f.name.endswith(file_ending))
+    return label_statistics(
+        {f.name.removesuffix(file_ending): f for f in files},
+        cache_file=folder / STATISTICS_FILE,
+        reader_name=manager.plans["image_reader_writer"],
+        label_manager=labels,
+    )
+
+
+def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_name: str) -> dict[str, Any] | None:
+    """The block an earlier fold of this model was trained with, if its configuration was the same."""
+    if not nnUNet_results.is_set():
+        return None
+    model = f"{trainer_name}__{manager.plans_name}__{configuration}"
+    file = str(Path(nnUNet_results) / manager.dataset_name / model / "plans.json")
+    if not isfile(file):
+        return None
+    stored = dict(PlansManager(load_json(file)).get_configuration(configuration).configuration)
+    block = stored.pop(PLAN_KEY, None)
+    current = dict(manager.get_configuration(configuration).configuration)
+    for c in (stored, current):
+        c.pop("preprocessor_name", None)
+    return block if stored == current else None

@@ -31,7 +31,12 @@ def derive_config(
         statistics: Output of `label_statistics`; empty if the labels are.
         num_classes: Segmentation heads.
         regions: Region-based training.
+
+    Raises:
+        ValueError: The configuration lacks a key or holds an impossible value, as of another version of nnU-Net or
+            after editing.
     """
+    _check_configuration(configuration)
     spacing = [float(s) for s in configuration["spacing"]]
     crop = [int(n) for n in configuration["patch_size"]]
     dims = len(crop)
@@ -81,6 +86,28 @@ def derive_config(
     )
 
 
+def _check_configuration(configuration: Mapping[str, Any]) -> None:
+    """ValueError naming the first key of an nnU-Net configuration that SwIPE cannot work with."""
+    architecture = configuration.get("architecture", {}).get("arch_kwargs", {})
+    dims = len(configuration.get("patch_size", ()))
+    positive = {key: configuration.get(key) for key in ("patch_size", "spacing", "batch_size")}
+    for key, value in positive.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if not numbers or not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
+            raise ValueError(f"nnU-Net plan: {key!r} is {value!r}; it must be positive. Plan the dataset again.")
+    if dims not in (2, 3) or len(configuration["spacing"]) != dims:
+        raise ValueError(
+            f"nnU-Net plan: 'patch_size' {configuration['patch_size']} and 'spacing' {configuration['spacing']} must "
+            "both have two or three axes. Plan the dataset again."
+        )
+    for key in ("strides", "kernel_sizes"):
+        if not architecture.get(key):
+            raise ValueError(
+                f"nnU-Net plan: the architecture has no {key!r}. The plan is of another version of nnU-Net or was "
+                "edited; plan the dataset again."
+            )
+
+
 def structure_thickness_mm(
     statistics: Mapping[str, Mapping[str, Any]], spacing: Sequence[float], crop: Sequence[int]
 ) -> float:
@@ -116,7 +143,9 @@ def choose_stages(
     strides = [_per_axis(s, len(patch)) for s in architecture["strides"]]
     kernels = [_per_axis(k, len(patch)) for k in architecture["kernel_sizes"]]
     totals = _cumulative(strides)
-    reached = [all(t >= min(p, 4, last) for t, p, last in zip(total, patch, totals[-1], strict=True)) for total in totals]
+    reached = [
+        all(t >= min(p, 4, last) for t, p, last in zip(total, patch, totals[-1], strict=True)) for total in totals
+    ]
     first = reached.index(True)
     stages = slice(first + 1, first + MAX_STAGES)
     return (totals[first], *strides[stages]), tuple(kernels[first : first + MAX_STAGES])
@@ -140,7 +169,8 @@ def choose_n_points(crop: Sequence[int], num_classes: int) -> int:
 def choose_boundary_radius(voxels_thick: Sequence[float], crop: Sequence[int]) -> tuple[int, ...]:
     """A quarter of the thinnest structure, at most the paper's 10 voxels of a 384-voxel image, at least one voxel."""
     return tuple(
-        max(1, min(round(t / 4), math.ceil(10 * n / 384))) if n > 1 else 0 for t, n in zip(voxels_thick, crop, strict=True)
+        max(1, min(round(t / 4), math.ceil(10 * n / 384))) if n > 1 else 0
+        for t, n in zip(voxels_thick, crop, strict=True)
     )
 
 
@@ -151,7 +181,7 @@ def choose_mise_levels(voxels_thick: Sequence[float]) -> int:
 
 def _power_of_two(value: float, lowest: int, highest: int) -> int:
     """Largest power of two not above `value`, within bounds."""
-    return 1 << int(math.floor(math.log2(max(lowest, min(value, highest)))))
+    return 1 << math.floor(math.log2(max(lowest, min(value, highest))))
 
 
 def _per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

@@ -1,21 +1,20 @@
 """SwIPEPlanner: nnU-Net's planner, and SwIPE's settings for every configuration."""
 
-import logging
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, derive_block
-
-logger = logging.getLogger(__name__)
 
 _PREPROCESSING_KEYS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg",
@@ -55,7 +54,9 @@ class SwIPEPlanner(ExperimentPlanner):
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Add SwIPE's blocks and shared data folders, then save as nnU-Net does."""
-        labels: LabelManager = PlansManager(plans).get_label_manager(self.dataset_json)
+        recursive_fix_for_json_export(plans)
+        planned = json.loads(json.dumps(plans))  # lists for tuples: compares equal to a plan read from its file
+        labels: LabelManager = PlansManager(planned).get_label_manager(self.dataset_json)
         folder = Path(nnUNet_preprocessed) / self.dataset_name
         statistics = label_statistics(
             {case: files["label"] for case, files in self.dataset.items()},
@@ -63,15 +64,15 @@ class SwIPEPlanner(ExperimentPlanner):
             reader_name=plans["image_reader_writer"],
             label_manager=labels,
         )
-        others = {f: load_json(str(f)) for f in sorted(folder.glob("*.json")) if f.stem != self.plans_identifier}
+        others = [load_json(str(f)) for f in sorted(folder.glob("*.json")) if f.stem != self.plans_identifier]
         for name, configuration in plans["configurations"].items():
             if "inherits_from" not in configuration:
-                configuration[PLAN_KEY] = derive_block(plans, name, labels, statistics).to_dict()
-                configuration["data_identifier"] = shared_identifier(plans, name, others.values())
+                configuration[PLAN_KEY] = derive_block(planned, name, labels, statistics).to_dict()
+                configuration["data_identifier"] = shared_identifier(planned, name, others)
         super().save_plans(plans)
 
 
-def shared_identifier(plans: Mapping[str, Any], name: str, others: Any) -> str:  # noqa: ANN401
+def shared_identifier(plans: Mapping[str, Any], name: str, others: Iterable[Any]) -> str:
     """Data folder of another plan whose preprocessing of this configuration is the same, else the plan's own."""
     own = plans["configurations"][name]
     for other in others:
@@ -79,8 +80,8 @@ def shared_identifier(plans: Mapping[str, Any], name: str, others: Any) -> str: 
         if (
             "data_identifier" in candidate
             and _data_preprocessor(candidate) == _data_preprocessor(own)
-            and all(_plain(candidate.get(k)) == _plain(own.get(k)) for k in _PREPROCESSING_KEYS)
-            and all(_plain(other.get(k)) == _plain(plans.get(k)) for k in _PREPROCESSING_KEYS_OF_PLAN)
+            and all(candidate.get(k) == own.get(k) for k in _PREPROCESSING_KEYS)
+            and all(other.get(k) == plans.get(k) for k in _PREPROCESSING_KEYS_OF_PLAN)
         ):
             return candidate["data_identifier"]
     return own["data_identifier"]
@@ -90,12 +91,3 @@ def _data_preprocessor(configuration: Mapping[str, Any]) -> str:
     """What stores the training data: ours stores what nnU-Net's does."""
     name = configuration["preprocessor_name"]
     return STOCK_PREPROCESSOR if name == SWIPE_PREPROCESSOR else name
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    """NumPy arrays and tuples as lists, so that a plan in memory equals the same plan read from its file."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -77,9 +77,12 @@ class SwIPEPreprocessor(DefaultPreprocessor):
     ) -> None:
         """As nnU-Net's: stored data have no source frame, the training dataset adds it when it reads them."""
         self._storing = True
-        super().run_case_save(
-            output_filename_truncated, image_files, seg_file, plans_manager, configuration_manager, dataset_json
-        )
+        try:
+            super().run_case_save(
+                output_filename_truncated, image_files, seg_file, plans_manager, configuration_manager, dataset_json
+            )
+        finally:
+            self._storing = False
 
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int

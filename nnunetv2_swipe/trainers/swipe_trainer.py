@@ -1,25 +1,20 @@
 """SwIPETrainer: wires network, points and loss into nnU-Net's training."""
 
 import os
-from copy import deepcopy
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import isfile, load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.network.swipe_net import SwIPENet
-from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
-from nnunetv2_swipe.planners.plan_block import SWIPE_PREPROCESSOR, derive_block, read_block
+from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
+from nnunetv2_swipe.trainers.checkpoints import check_checkpoint
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
 from nnunetv2_swipe.training.point_sampling import sample_points
@@ -46,7 +41,9 @@ class SwIPETrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
-        plans = with_swipe_block(plans, configuration, dataset_json, type(self))
+        plans = with_swipe_block(
+            plans, configuration, dataset_json, trainer_name=type(self).__name__, changes=self.config_changes
+        )
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.config = read_block(self.configuration_manager)
         self.initial_lr = self.config.initial_lr
@@ -61,11 +58,11 @@ class SwIPETrainer(nnUNetTrainer):
 
     @staticmethod
     def build_network_architecture(
-        plans_manager: PlansManager,
+        plans_manager: PlansManager,  # noqa: ARG004  (nnU-Net's signature)
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
         num_output_channels: int,
-        enable_deep_supervision: bool = False,
+        enable_deep_supervision: bool = False,  # noqa: ARG004
     ) -> nn.Module:
         """SwIPE as the configuration's `swipe` block describes it; there is no deep supervision."""
         return SwIPENet(read_block(configuration_manager), num_input_channels, num_output_channels)
@@ -92,7 +89,9 @@ class SwIPETrainer(nnUNetTrainer):
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         total = self.num_epochs * self.num_iterations_per_epoch
         warmup = min(self.config.warmup_iterations, total // 20)
-        return optimizer, WarmupCosine(optimizer, self.initial_lr, self.num_epochs, warmup / self.num_iterations_per_epoch)
+        return optimizer, WarmupCosine(
+            optimizer, self.initial_lr, self.num_epochs, warmup / self.num_iterations_per_epoch
+        )
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # noqa: ANN401
         """nnU-Net's augmentation; transforms of intensity leave the source frame alone."""
@@ -110,7 +109,7 @@ class SwIPETrainer(nnUNetTrainer):
         super().on_train_epoch_start()
         seed = int(np.random.SeedSequence([self.current_epoch, self.local_rank]).generate_state(1)[0])
         torch.manual_seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  (what nnU-Net's loader draws from)
         self._iteration = self.current_epoch * self.num_iterations_per_epoch
 
     def train_step(self, batch: dict) -> dict:
@@ -158,75 +157,6 @@ class SwIPETrainer(nnUNetTrainer):
             self.initialize()
         check_checkpoint(filename_or_checkpoint, self.network)
         super().load_checkpoint(filename_or_checkpoint)
-
-
-def with_swipe_block(plans: dict, configuration: str, dataset_json: dict, trainer: type[SwIPETrainer]) -> dict:
-    """A copy of the plan whose configuration has a validated `swipe` block and SwIPE's preprocessor.
-
-    The block is the plan's own; else that of the model folder, if it was made from the same configuration (so that all
-    folds of a model share one network); else derived anew.
-    """
-    plans = deepcopy(plans)
-    manager = PlansManager(plans)
-    resolved = manager.get_configuration(configuration).configuration
-    block = resolved.get(PLAN_KEY)
-    if block is None:
-        block = _block_of_model_folder(manager, configuration, trainer)
-    if block is None:
-        labels = manager.get_label_manager(dataset_json)
-        folder = Path(nnUNet_preprocessed) / manager.dataset_name
-        statistics = label_statistics(
-            {f.name.removesuffix(dataset_json["file_ending"]): f for f in sorted((folder / "gt_segmentations").iterdir())},
-            cache_file=folder / STATISTICS_FILE,
-            reader_name=plans["image_reader_writer"],
-            label_manager=labels,
-        )
-        block = derive_block(plans, configuration, labels, statistics).to_dict()
-    config = SwIPEConfig.from_dict(block).replace(**trainer.config_changes)
-    entry = plans["configurations"][configuration]
-    entry[PLAN_KEY] = config.to_dict()
-    if config.source_coordinates:
-        entry["preprocessor_name"] = SWIPE_PREPROCESSOR
-    return plans
-
-
-def _block_of_model_folder(manager: PlansManager, configuration: str, trainer: type[SwIPETrainer]) -> dict | None:
-    """The block an earlier fold of this model was trained with, if its configuration was the same."""
-    if not nnUNet_results.is_set():
-        return None
-    model = f"{trainer.__name__}__{manager.plans_name}__{configuration}"
-    file = str(Path(nnUNet_results) / manager.dataset_name / model / "plans.json")
-    if not isfile(file):
-        return None
-    stored = dict(PlansManager(load_json(file)).get_configuration(configuration).configuration)
-    block = stored.pop(PLAN_KEY, None)
-    current = dict(manager.get_configuration(configuration).configuration)
-    for c in (stored, current):
-        c.pop("preprocessor_name", None)
-    return block if stored == current else None
-
-
-def check_checkpoint(file: dict | str, network: nn.Module) -> None:
-    """RuntimeError if a checkpoint is damaged or its tensors differ from the network's, naming the first."""
-    if isinstance(file, str):
-        try:
-            file = torch.load(file, map_location="cpu", weights_only=False)
-        except Exception as e:
-            raise RuntimeError(
-                f"The checkpoint {file} cannot be read ({e}). It is damaged or was cut off while being written; "
-                "use another one (checkpoint_best.pth) or train again without --c."
-            ) from e
-    network = getattr(network, "module", network)
-    network = getattr(network, "_orig_mod", network)
-    expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-    found = {k.removeprefix("module."): tuple(v.shape) for k, v in file["network_weights"].items()}
-    for key in [*expected, *found]:
-        if expected.get(key) != found.get(key):
-            raise RuntimeError(
-                f"The checkpoint does not fit the plan's network: {key} has shape {found.get(key, 'none (missing)')} in "
-                f"the checkpoint and {expected.get(key, 'none (missing)')} in the network. Was the {PLAN_KEY!r} block "
-                "of the plan changed after training?"
-            )
 
 
 def _positive_integer(variable: str, default: int) -> int:

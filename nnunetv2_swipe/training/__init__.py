@@ -1,1 +1,1 @@
-"""training"""
+"""Training: label crop -> points -> loss."""

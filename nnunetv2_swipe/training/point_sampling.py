@@ -56,10 +56,14 @@ def sample_points(
     stratum = _allocate(counts, config.n_points, config.background_share)
     voxel = order[_draw_within_strata(strata, counts, stratum)]
     points = _unravel(voxel, size) + _latin_hypercube_offsets(voxel.shape, len(size), target.device)
-    labels = target.flatten(2).gather(2, voxel[:, None].expand(-1, target.shape[1], -1))
+    if config.regions:
+        members = target[:, :num_classes].flatten(2)
+        point_target = members.gather(2, voxel[:, None].expand(-1, num_classes, -1)).movedim(1, 2).float()
+    else:
+        point_target = classes.flatten(1).gather(1, voxel).clamp(min=0)  # below 0: nothing is annotated, weight 0
     return PointSample(
         points,
-        labels[:, :num_classes].movedim(1, 2).float() if config.regions else labels[:, 0].long(),
+        point_target,
         _weights(counts, stratum),
         _draw_neighbours(points, config, size) if config.n_spo else None,
     )
@@ -128,7 +132,7 @@ def _allocate(counts: Tensor, n_points: int, background_share: float) -> Tensor:
     Every class present gets the same share, the background `background_share` times that; half of a class's share
     goes to its boundary. Empty strata pass theirs on.
     """
-    present = (counts > 0).double().unflatten(1, (-1, 2))  # (B, classes, [interior, near])
+    present = (counts > 0).float().unflatten(1, (-1, 2))  # (B, classes, [interior, near])
     share = present / present.sum(-1, keepdim=True).clamp(min=1)
     share[:, 0] *= background_share
     share = share.flatten(1)
@@ -150,7 +154,7 @@ def _draw_within_strata(strata: Tensor, counts: Tensor, stratum: Tensor) -> Tens
     """Positions on the Morton curve, (B, N): one voxel from each of equal parts of the stratum's voxels."""
     by_stratum = strata.argsort(dim=1, stable=True)
     rank, drawn = _rank_within(stratum, counts.shape[1])
-    part = (rank + torch.rand(rank.shape, device=rank.device, dtype=torch.float64)) / drawn
+    part = (rank + torch.rand(rank.shape, device=rank.device)) / drawn
     volume = counts.gather(1, stratum)
     within = (part * volume).long().minimum((volume - 1).clamp(min=0))
     first = (counts.cumsum(1) - counts).gather(1, stratum)

@@ -1,0 +1,131 @@
+"""Accuracy on real data, with nnU-Net's commands alone: prepare, plan, train fold 0, predict its validation cases.
+
+    python scripts/real_data.py hippocampus --data DATA [--folder FOLDER] [--trainer SwIPETrainer] [--epochs 4]
+        [--iterations 250]
+
+DATA holds `Dataset004_Hippocampus` in nnU-Net's raw format (Medical Segmentation Decathlon) or `KvasirSEG` with
+`images` and `masks` (JPEG). What is there already from an earlier run is not made again. Prints one line with the Dice
+of nnU-Net's own final validation and of `nnUNetv2_predict` on the same cases.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from demo import DemoError, run_step
+from PIL import Image
+
+DATASETS = {
+    "hippocampus": ("Dataset004_Hippocampus", "3d_fullres"),
+    "polyps": ("Dataset501_KvasirSEG", "2d"),
+}
+FOLD = 0
+
+
+def prepare_raw(dataset: str, data: Path, raw: Path) -> None:
+    """Bring a dataset into nnU-Net's raw format; polyp masks are thresholded at 127."""
+    name = DATASETS[dataset][0]
+    if (raw / name / "dataset.json").is_file():
+        return
+    if dataset == "hippocampus":
+        shutil.copytree(data / name, raw / name, dirs_exist_ok=True)
+        return
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / name / folder).mkdir(parents=True, exist_ok=True)
+    images = sorted((data / "KvasirSEG" / "images").glob("*.jpg"))
+    for path in images:
+        mask = np.asarray(Image.open(data / "KvasirSEG" / "masks" / path.name).convert("L")) > 127
+        Image.open(path).convert("RGB").save(raw / name / "imagesTr" / f"{path.stem}_0000.png")
+        Image.fromarray(mask.astype(np.uint8)).save(raw / name / "labelsTr" / f"{path.stem}.png")
+    description = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "polyp": 1},
+        "numTraining": len(images),
+        "file_ending": ".png",
+    }
+    (raw / name / "dataset.json").write_text(json.dumps(description))
+
+
+def link_validation_cases(raw: Path, preprocessed: Path, name: str, folder: Path) -> None:
+    """Copy the images of the fold's validation cases to `folder`."""
+    cases = json.loads((preprocessed / name / "splits_final.json").read_text())[FOLD]["val"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        for image in (raw / name / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
+            shutil.copy(image, folder)
+
+
+def seconds_of_training(model: Path) -> float:
+    """Sum of the epoch times in the newest training log, online validation included."""
+    log = max((model / f"fold_{FOLD}").glob("training_log_*.txt"), key=lambda f: f.stat().st_mtime, default=None)
+    return sum(map(float, re.findall(r"Epoch time: ([\d.]+)", log.read_text()))) if log else float("nan")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run every step that is not done and print the line of results."""
+    name, configuration = DATASETS[arguments.dataset]
+    folders = {key: arguments.folder / key for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for folder in (*folders.values(), arguments.folder / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    raw, preprocessed, results = folders.values()
+    environment = os.environ | {key: str(folder) for key, folder in folders.items()}
+    environment |= {"SWIPE_NUM_EPOCHS": str(arguments.epochs), "SWIPE_ITERATIONS_PER_EPOCH": str(arguments.iterations)}
+    prepare_raw(arguments.dataset, arguments.data, raw)
+    number = name.removeprefix("Dataset").split("_")[0]
+    plans = arguments.plans
+    model = results / name / f"{arguments.trainer}__{plans}__{configuration}"
+    validation = arguments.folder / "validation_images" / name
+    predictions = arguments.folder / "predictions" / model.name / name
+
+    def step(title: str, command: str, *options: str) -> None:
+        log = arguments.folder / "logs" / f"{number}_{arguments.trainer}_{command}.log"
+        run_step(title, [command, *options], log, environment)
+
+    if not (preprocessed / name / f"{plans}.json").is_file():
+        planner = "SwIPEPlanner" if plans == "nnUNetSwIPEPlans" else "ExperimentPlanner"
+        step("plan", "nnUNetv2_plan_and_preprocess", "-d", number, "-c", configuration, "-pl", planner, "-np", "2")
+    choice = ("-tr", arguments.trainer, "-p", plans, "-device", arguments.device)
+    if not (model / f"fold_{FOLD}" / "validation" / "summary.json").is_file():
+        step("train and validate", "nnUNetv2_train", number, configuration, str(FOLD), *choice)
+    if not (predictions / "summary.json").is_file():
+        link_validation_cases(raw, preprocessed, name, validation)
+        where = ("-i", str(validation), "-o", str(predictions), "-d", number, "-c", configuration, "-f", str(FOLD))
+        step("predict", "nnUNetv2_predict", *where, *choice)
+        truth = (str(preprocessed / name / "gt_segmentations"), str(predictions))
+        files = ("-djfile", str(predictions / "dataset.json"), "-pfile", str(predictions / "plans.json"))
+        step("evaluate", "nnUNetv2_evaluate_folder", *truth, *files, "--chill")
+    scores = {}
+    for key, summary in (("validation", model / f"fold_{FOLD}" / "validation"), ("nnUNetv2_predict", predictions)):
+        scores[key] = json.loads((summary / "summary.json").read_text())
+    per_class = ", ".join(f"{label}: {s['Dice']:.4f}" for label, s in scores["nnUNetv2_predict"]["mean"].items())
+    dice = ", ".join(f"{key} Dice {s['foreground_mean']['Dice']:.4f}" for key, s in scores.items())
+    length = f"{arguments.epochs} x {arguments.iterations} iterations, {seconds_of_training(model):.0f} s"
+    print(
+        f"{arguments.dataset} {configuration} {arguments.trainer} ({plans}), {length}: {dice} (per class {per_class})"
+    )
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the real datasets")
+    parser.add_argument("--folder", type=Path, default=Path("real_data"), help="work folder")
+    parser.add_argument("--trainer", default="SwIPETrainer")
+    parser.add_argument("--plans", default="nnUNetSwIPEPlans", help="or nnUNetPlans, of nnU-Net's default planner")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=250, help="per epoch")
+    parser.add_argument("--device", default="cpu")
+    try:
+        run(parser.parse_args())
+    except DemoError as error:
+        sys.exit(f"\nStopped: {error}")
+
+
+if __name__ == "__main__":
+    main()

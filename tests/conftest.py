@@ -1,0 +1,85 @@
+"""Shared fixtures: networks and crops small enough for hundreds of tests, in float32."""
+
+import os
+
+import pytest
+import torch
+
+from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.network.coordinates import source_channels
+from nnunetv2_swipe.network.swipe_net import SwIPENet
+
+# bfloat16 has two digits; the answer is cached when the first test asks for it
+os.environ.setdefault("SWIPE_AMP", "off")
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Factory make(dims=3, **changes) of a small valid configuration: two stages, S = 4, decodes every voxel."""
+
+    def make(dims=3, **changes):
+        config = SwIPEConfig(
+            patch_size=(4,) * dims,
+            embedding_dim=16,
+            backbone="Res2Net",
+            strides=((2,) * dims,) * 2,
+            kernel_sizes=((3,) * dims,) * 2,
+            features_per_stage=(16, 16),
+            n_blocks_per_stage=(1, 2),
+            norm_op="InstanceNorm",
+            neck_features=8,
+            rfb=True,
+            cascade=True,
+            multi_stage_attention=True,
+            patch_decoder_features=(32, 32),
+            image_decoder_features=(32,),
+            dropout=0.0,
+            fourier_frequencies=2,
+            source_coordinates=True,
+            global_conditioning=True,
+            n_points=64,
+            background_share=2.0,
+            boundary_radius=(1,) * dims,
+            weighted_points=True,
+            n_spo=1,
+            spo_connectivity=8 if dims == 2 else 6,
+            patch_loss_weight=0.5,
+            spo_loss_weight=0.1,
+            embedding_loss_weight=1e-4,
+            initial_lr=1e-3,
+            weight_decay=1e-2,
+            warmup_iterations=2,
+            mise_levels=0,
+            mise_margin=1.0,
+            decoding="own",
+            regions=False,
+        )
+        return config.replace(**changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_network():
+    """Factory make(config, input_channels=1, num_classes=3) of a network with the same weights every time."""
+
+    def make(config, input_channels=1, num_classes=3):
+        torch.manual_seed(0)
+        return SwIPENet(config, input_channels, num_classes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_input():
+    """Factory make(config, size, batch=2, input_channels=1) of what such a network reads: frame and random image."""
+
+    def make(config, size, batch=2, input_channels=1):
+        image = torch.randn(batch, input_channels, *size, generator=torch.Generator().manual_seed(1))
+        if not config.source_coordinates:
+            return image
+        whole = (1,) * (3 - len(size)) + tuple(size)
+        frame = torch.from_numpy(source_channels(whole)).view(-1, *size)
+        return torch.cat((frame.expand(batch, *frame.shape), image), 1)
+
+    return make

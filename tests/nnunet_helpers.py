@@ -1,0 +1,219 @@
+"""What tests of nnU-Net need: its folders, small datasets and plans, and its commands, in processes or in this one."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunetv2_swipe.autoload import install
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from phantom import ABDOMEN_NAME, FUNDUS_NAME, write_phantoms
+
+os.environ.setdefault("nnUNet_def_n_proc", "2")  # nnU-Net reads it when it is first imported
+install()  # adds nothing where the package is installed; a bare checkout has no .pth file to do it
+
+ROOT = Path(__file__).parents[1]
+ABDOMEN, FUNDUS = ABDOMEN_NAME, FUNDUS_NAME
+PLANS = "nnUNetSwIPEPlans"
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+NARROW = {
+    "embedding_dim": 16,
+    "neck_features": 8,
+    "patch_decoder_features": [16, 16],
+    "image_decoder_features": [16],
+    "n_points": 256,
+}
+"""Widths with which a training step takes a fraction of a second."""
+
+
+def make_folders(root):
+    """The three variables of nnU-Net, with their folders below `root`."""
+    for name in FOLDERS:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    return {name: str(root / name) for name in FOLDERS}
+
+
+@contextmanager
+def nnunet_folders(root, **variables):
+    """Set nnU-Net's variables in this process; its loaders work without further processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**make_folders(root), "nnUNet_n_proc_DA": "0", **variables}.items():
+            patch.setenv(name, value)
+        patch.setattr(
+            "nnunetv2_swipe.planners.label_statistics.ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1)
+        )
+        yield root
+
+
+def write_phantom(folder, *, cases_3d=5, cases_2d=0):
+    """Phantoms on the grid on which every case is known to hold every class but the lesions."""
+    return write_phantoms(folder, cases_3d=cases_3d, cases_2d=cases_2d, size_scale=0.4, seed=3)
+
+
+def write_variant(source, name, *, relabel=None, channels=1, **header):
+    """Copy a raw dataset of volumes under another name, with other labels, more channels or another dataset.json."""
+    folder = Path(shutil.copytree(source, source.with_name(name)))
+    file = folder / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | header))
+    for labels in folder.glob("labels*/*.nii.gz"):
+        image = sitk.ReadImage(labels)
+        array = sitk.GetArrayFromImage(image)
+        for old, new in (relabel or {}).items():
+            array[array == old] = new
+        write_volume(array, labels, like=image)
+    for image in list(folder.glob("images*/*_0000.nii.gz")):
+        for channel in range(1, channels):
+            shutil.copy(image, str(image).replace("_0000.nii.gz", f"_{channel:04d}.nii.gz"))
+    return folder
+
+
+def write_volume(array, file, *, spacing=(1.0, 1.0, 1.0), like=None):
+    """Write an array (z, y, x) as an image; `spacing` in the same order, or the geometry of another image."""
+    image = sitk.GetImageFromArray(array)
+    if like is None:
+        image.SetSpacing([float(s) for s in reversed(spacing)])
+    else:
+        image.CopyInformation(like)
+    sitk.WriteImage(image, str(file))
+    return file
+
+
+def read_labels(file):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+def geometry(file):
+    """Size, spacing, origin and direction of an image file."""
+    image = sitk.ReadImage(str(file))
+    values = (image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    return np.concatenate([np.asarray(v, dtype=float) for v in values])
+
+
+def plans_file(dataset, plans=PLANS):
+    return Path(nnUNet_preprocessed) / dataset / f"{plans}.json"
+
+
+def edit_json(file, change):
+    """Read a JSON file, let `change` work on it in place, and write it back."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content, indent=1))
+
+
+def narrow(plans):
+    """Make the networks of a plan as small as `NARROW`."""
+    for configuration in plans["configurations"].values():
+        block = configuration.get("swipe")
+        if block is not None:
+            n = len(block["strides"])
+            block.update(NARROW, features_per_stage=[16] * n, n_blocks_per_stage=[1] * n)
+
+
+def make_trainer(trainer, dataset, configuration, *, plans=PLANS, fold=0, edit=None):
+    """A trainer as nnUNetv2_train makes it; `edit` changes the configuration's part of the plan first."""
+    content = json.loads(plans_file(dataset, plans).read_text()) | {"continue_training": False}
+    if edit is not None:
+        edit(content["configurations"][configuration])
+    dataset_json = json.loads(plans_file(dataset, "dataset").read_text())
+    return trainer(content, configuration, fold, dataset_json, torch.device("cpu"))
+
+
+def call_command(name, *arguments):
+    """Run a console command by its entry point in this process, its pools as a thread each.
+
+    Importing nnU-Net takes many seconds, in every process that a command starts.
+    """
+    importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")  # all of it, with the true pools
+    function = next(iter(entry_points(group="console_scripts", name=name))).load()
+
+    def pool(*_, **__):
+        return ThreadPool(1)
+
+    context = SimpleNamespace(Pool=pool, Process=threading.Thread)
+    manager = SimpleNamespace(Event=threading.Event, Queue=queue.Queue)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        patch.setattr("nnunetv2.utilities.utils.Pool", pool)
+        patch.setattr("nnunetv2.inference.data_iterators.Manager", lambda: manager)
+        # a figure of 16 megapixels
+        patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *_: None)
+        patch.setattr(multiprocessing, "get_context", lambda _=None: context)
+        function()
+
+
+def plan(number, planner, *arguments):
+    """Plan and, unless told otherwise, preprocess a dataset in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")  # also how many threads the memory estimate sets
+        call_command("nnUNetv2_plan_and_preprocess", "-d", number, "-pl", planner, *arguments)
+
+
+@cache
+def _path_of_bare_checkout():
+    """PYTHONPATH that stands in for an installation of this checkout; None where it is installed."""
+    try:
+        distribution("nnunetv2-swipe")
+    except PackageNotFoundError:
+        folder = Path(tempfile.mkdtemp(prefix="nnunetv2_swipe_"))
+        (folder / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(ROOT / 'startup')!r})\n")
+        return os.pathsep.join((str(folder), str(ROOT)))
+    return None
+
+
+def run_command(name, *arguments, variables, timeout=300):
+    """Run a console command as a user does, with no variables of nnU-Net's or ours but those given; its output."""
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
+    return _run([shutil.which(name, path=path) or name, *map(str, arguments)], variables, timeout)
+
+
+def run_python(code, *arguments, variables, timeout=300):
+    """Run code in a Python of its own, likewise."""
+    return _run([sys.executable, "-c", code, *map(str, arguments)], variables, timeout)
+
+
+def _run(command, variables, timeout):
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("nnUNet_", "NNUNETV2_SWIPE", "SWIPE_")) or name == "SWIPE_AMP"
+    }
+    if _path_of_bare_checkout() is not None:
+        environment["PYTHONPATH"] = _path_of_bare_checkout()
+    process = subprocess.Popen(
+        command,
+        env=environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # and the pools it started
+        output, _ = process.communicate()
+        pytest.fail(f"{command} took more than {timeout} s:\n{output[-4000:]}")
+    assert process.returncode == 0, f"{command} failed:\n{output[-6000:]}"
+    return output
