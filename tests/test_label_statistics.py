@@ -57,7 +57,7 @@ def test_holes_and_parts_have_surfaces_too():
 def test_thickness_of_a_long_bar_is_its_side(axis):
     spacing, side_mm, voxels = (1.5, 3.0, 1.0), 3.0, [2, 1, 3]
     voxels[axis] = 300
-    thickness = thickness_mm(measure_mask(np.ones(voxels, dtype=bool), spacing))
+    thickness = thickness_mm(measure_mask(np.pad(np.ones(voxels, dtype=bool), 1), spacing))
     assert thickness == pytest.approx(side_mm, rel=0.01)
 
 
@@ -168,10 +168,6 @@ def test_a_changed_file_is_measured_anew(measure):
 
 
 def test_a_further_case_or_other_labels_are_measured_anew(measure):
-    first = measure({"a": label_map(_1=2, _2=2)}, LABELS)
-    old = (measure.folder / "a.nii.gz").stat().st_mtime
-    second = measure({"b": label_map(_1=4)}, LABELS)
-    for file in measure.folder.iterdir():
-        os.utime(file, (old, old))
-    assert second["1"]["n_cases"] == first["1"]["n_cases"] + 1
+    assert measure({"a": label_map(_1=2, _2=2)}, LABELS)["1"]["n_cases"] == 1
+    assert measure({"b": label_map(_1=4)}, LABELS)["1"]["n_cases"] == 2
     assert set(measure.again({"background": 0, "both": [1, 2], "second": 2}, [1, 2])) == {"(1, 2)", "2"}

@@ -299,7 +299,8 @@ class TestInstanceNorm:
     @pytest.mark.parametrize("size", [(5, 4), (5, 4, 3), (1, 2, 1)])
     @pytest.mark.parametrize("batch", [1, 3])
     @pytest.mark.parametrize("channels_last", [False, True])
-    def test_equals_pytorchs(self, size, batch, channels_last):
+    def test_equals_its_formula(self, size, batch, channels_last):
+        """Not compared to F.instance_norm, whose gradients of one channels-last sample are wrong (PyTorch 2.13)."""
         torch.manual_seed(0)
         norm = InstanceNorm(6)
         nn.init.normal_(norm.weight)
@@ -310,7 +311,9 @@ class TestInstanceNorm:
         outside = torch.randn_like(x)
         x.requires_grad_()
         found = norm(x)
-        expected = F.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+        axes, shape = tuple(range(2, x.ndim)), (1, -1, *[1] * len(size))
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+        expected = (x - mean) / (variance + norm.eps).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)
         close(found, expected)
         inputs = (x, norm.weight, norm.bias)
         gradients = (torch.autograd.grad((y * outside).sum(), inputs) for y in (found, expected))

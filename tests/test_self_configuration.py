@@ -237,7 +237,7 @@ CHECKED = set()
 """What decides a network's shapes, of the networks built so far."""
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     dims=st.sampled_from([2, 3]),
     size=st.tuples(*[st.integers(1, 2000)] * 3),

@@ -91,7 +91,7 @@ def label_statistics(
         (per axis) and `surface_to_volume_per_mm`. A class that no case holds is left out.
     """
     structures = foreground_structures(label_manager)
-    newest = max((Path(f).stat().st_mtime for f in label_files.values()), default=0.0)
+    newest = max((int(Path(f).stat().st_mtime) for f in label_files.values()), default=0)  # copies lose fractions
     source = {"cases": sorted(label_files), "structures": structures, "newest_label_file": newest}
     cache_file = Path(cache_file)
     if cache_file.is_file():

@@ -16,6 +16,13 @@ from nnunetv2_swipe.planners.self_configuration import derive_config
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 SWIPE_PREPROCESSOR = "SwIPEPreprocessor"
+FRAME_PREPROCESSOR = "SwIPEPreprocessor_withSourceFrame"
+
+
+def data_preprocessor(configuration: Mapping[str, Any]) -> str:
+    """Name of the preprocessor whose training data a configuration uses: ours store what nnU-Net's does."""
+    name = configuration["preprocessor_name"]
+    return STOCK_PREPROCESSOR if name in (SWIPE_PREPROCESSOR, FRAME_PREPROCESSOR) else name
 
 
 def derive_block(
@@ -36,7 +43,7 @@ def derive_block(
         num_classes=label_manager.num_segmentation_heads,
         regions=label_manager.has_regions,
     )
-    if configuration["preprocessor_name"] not in (STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR):
+    if data_preprocessor(configuration) != STOCK_PREPROCESSOR:
         config = config.replace(source_coordinates=False)
     return config
 
@@ -97,7 +104,13 @@ def with_swipe_block(
     entry = plans["configurations"][configuration]
     entry[PLAN_KEY] = config.to_dict()
     if config.source_coordinates:
-        entry["preprocessor_name"] = SWIPE_PREPROCESSOR
+        name = manager.get_configuration(configuration).preprocessor_name
+        if data_preprocessor({"preprocessor_name": name}) != STOCK_PREPROCESSOR:
+            raise ValueError(
+                f'SwIPE plan: "source_coordinates" is true, but the preprocessor {name!r} cannot bring them to the '
+                'network. Set "source_coordinates" to false, or "preprocessor_name" to "DefaultPreprocessor".'
+            )
+        entry["preprocessor_name"] = FRAME_PREPROCESSOR
     return plans
 
 
@@ -130,5 +143,5 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
     block = stored.pop(PLAN_KEY, None)
     current = dict(manager.get_configuration(configuration).configuration)
     for c in (stored, current):
-        c.pop("preprocessor_name", None)
+        c["preprocessor_name"] = data_preprocessor(c)
     return block if stored == current else None

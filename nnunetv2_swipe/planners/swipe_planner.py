@@ -14,7 +14,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
-from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, derive_block
+from nnunetv2_swipe.planners.plan_block import (
+    STOCK_PREPROCESSOR,
+    SWIPE_PREPROCESSOR,
+    data_preprocessor,
+    derive_block,
+)
 
 _PREPROCESSING_KEYS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg",
@@ -79,15 +84,9 @@ def shared_identifier(plans: Mapping[str, Any], name: str, others: Iterable[Any]
         candidate = other.get("configurations", {}).get(name, {}) if isinstance(other, dict) else {}
         if (
             "data_identifier" in candidate
-            and _data_preprocessor(candidate) == _data_preprocessor(own)
+            and data_preprocessor(candidate) == data_preprocessor(own)
             and all(candidate.get(k) == own.get(k) for k in _PREPROCESSING_KEYS)
             and all(other.get(k) == plans.get(k) for k in _PREPROCESSING_KEYS_OF_PLAN)
         ):
             return candidate["data_identifier"]
     return own["data_identifier"]
-
-
-def _data_preprocessor(configuration: Mapping[str, Any]) -> str:
-    """What stores the training data: ours stores what nnU-Net's does."""
-    name = configuration["preprocessor_name"]
-    return STOCK_PREPROCESSOR if name == SWIPE_PREPROCESSOR else name

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -13,7 +14,6 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.coordinates import source_channels
 
 logger = logging.getLogger(__name__)
@@ -22,12 +22,9 @@ logger = logging.getLogger(__name__)
 class SwIPEPreprocessor(DefaultPreprocessor):
     """nnU-Net's default preprocessor, which it equals in the data it stores for training.
 
-    - Images to predict (no segmentation) get the source frame as leading channels if the plan asks for it.
     - Bad input stops with an error that names the case: NaN or infinite intensities, undeclared labels.
     - Training data that are already there, complete and up to date, are kept.
     """
-
-    _storing = False
 
     def run_case(
         self,
@@ -52,37 +49,14 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: dict | str,
     ) -> tuple[np.ndarray, np.ndarray, dict]:
-        """As nnU-Net's, with checked input and, for prediction, the source frame in front of the image.
+        """As nnU-Net's, with checked input.
 
         Raises:
             ValueError: The image holds NaN or infinity, or the segmentation an undeclared label.
         """
         dataset_json = load_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
         _check_case(data, seg, plans_manager, dataset_json)
-        data, seg_out, properties = super().run_case_npy(
-            data, seg, properties, plans_manager, configuration_manager, dataset_json
-        )
-        if self._wants_source_frame(configuration_manager):
-            data = np.concatenate((source_channels(data.shape[1:]), data))
-        return data, seg_out, properties
-
-    def run_case_save(
-        self,
-        output_filename_truncated: str,
-        image_files: list[str],
-        seg_file: str,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        dataset_json: dict | str,
-    ) -> None:
-        """As nnU-Net's: stored data have no source frame, the training dataset adds it when it reads them."""
-        self._storing = True
-        try:
-            super().run_case_save(
-                output_filename_truncated, image_files, seg_file, plans_manager, configuration_manager, dataset_json
-            )
-        finally:
-            self._storing = False
+        return super().run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
 
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
@@ -98,9 +72,18 @@ class SwIPEPreprocessor(DefaultPreprocessor):
             return
         super().run(dataset_name_or_id, configuration_name, plans_identifier, num_processes)
 
-    def _wants_source_frame(self, configuration_manager: ConfigurationManager) -> bool:
-        block = configuration_manager.configuration.get(PLAN_KEY, {})
-        return not self._storing and bool(block.get("source_coordinates"))
+
+class SwIPEPreprocessor_withSourceFrame(SwIPEPreprocessor):
+    """What the plan of a trained model names: images to predict get the source frame as leading channels."""
+
+    def run_case_npy(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray, dict]:  # noqa: ANN401
+        """As `SwIPEPreprocessor`'s, the source frame in front of the image: (4 + C, z, y, x)."""
+        data, seg, properties = super().run_case_npy(*args, **kwargs)
+        return np.concatenate((source_channels(data.shape[1:]), data)), seg, properties
+
+    def run_case_save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Stored data have no source frame: the training dataset adds it as it reads them."""
+        SwIPEPreprocessor(self.verbose).run_case_save(*args, **kwargs)
 
 
 def _check_case(data: np.ndarray, seg: np.ndarray | None, plans_manager: PlansManager, dataset_json: dict) -> None:

@@ -16,6 +16,8 @@ def check_checkpoint(file: dict | str, network: nn.Module) -> None:
                 f"The checkpoint {file} cannot be read ({e}). It is damaged or was cut off while being written; "
                 "use another one (checkpoint_best.pth) or train without --c."
             ) from e
+    if "network_weights" not in file:
+        raise RuntimeError("The file is not a checkpoint of nnU-Net: it holds no 'network_weights'.")
     network = getattr(network, "module", network)
     network = getattr(network, "_orig_mod", network)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}

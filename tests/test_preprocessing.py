@@ -1,0 +1,252 @@
+"""Preprocessing: nnU-Net's own data, the source frame where it belongs, checked input, shared folders."""
+
+import json
+import os
+import shutil
+from copy import deepcopy
+
+import blosc2
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from nnunet_helpers import (
+    ABDOMEN,
+    PLANS,
+    call_command,
+    nnunet_folders,
+    plan,
+    plans_file,
+    read_labels,
+    write_phantom,
+    write_volume,
+)
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
+from nnunetv2_swipe.planners.swipe_planner import shared_identifier
+from nnunetv2_swipe.preprocessing import SwIPEPreprocessor, SwIPEPreprocessor_withSourceFrame
+from nnunetv2_swipe.preprocessing.source_coordinates import ImageWithSourceFrame, SwIPEDatasetBlosc2
+
+CASE = "abdomen_000"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two cases, planned and preprocessed by nnU-Net, then planned by SwIPEPlanner, which shares the data."""
+    with nnunet_folders(tmp_path_factory.mktemp("preprocessing")) as root:
+        write_phantom(root / "nnUNet_raw", cases_3d=2)
+        plan(901, "ExperimentPlanner", "-c", "3d_fullres")
+        plan(901, "SwIPEPlanner", "-c", "3d_fullres")
+        yield root
+
+
+@pytest.fixture
+def raw(folders):
+    return folders / "nnUNet_raw" / ABDOMEN
+
+
+@pytest.fixture
+def data_folder(folders):
+    return folders / "nnUNet_preprocessed" / ABDOMEN / "nnUNetPlans_3d_fullres"
+
+
+@pytest.fixture
+def image(raw):
+    return str(raw / "imagesTr" / f"{CASE}_0000.nii.gz")
+
+
+@pytest.fixture
+def labels(raw):
+    return str(raw / "labelsTr" / f"{CASE}.nii.gz")
+
+
+def run_case(preprocessor, image, labels, plans=PLANS):
+    """Preprocess a case."""
+    manager = PlansManager(json.loads(plans_file(ABDOMEN, plans).read_text()))
+    dataset_json = json.loads(plans_file(ABDOMEN, "dataset").read_text())
+    configuration = manager.get_configuration("3d_fullres")
+    return preprocessor(verbose=False).run_case([image], labels, manager, configuration, dataset_json)
+
+
+class TestImageWithSourceFrame:
+    DATA = np.random.default_rng(0).standard_normal((2, 5, 6, 7)).astype(np.float32)
+    FULL = np.concatenate((source_channels((5, 6, 7)), DATA))
+
+    @pytest.fixture(params=["numpy", "blosc2"])
+    def image(self, request):
+        return ImageWithSourceFrame(self.DATA if request.param == "numpy" else blosc2.asarray(self.DATA))
+
+    @pytest.mark.parametrize(
+        "box",
+        [
+            np.s_[:],
+            np.s_[...],
+            np.s_[:, 1:3],
+            np.s_[:, :, 2:5, :],
+            np.s_[:, 1:3, 0:6, 2:7],
+            np.s_[:, 4:5, 5:6, 6:7],
+        ],
+        ids=str,
+    )
+    def test_reads_what_the_whole_array_holds_there(self, image, box):
+        np.testing.assert_array_equal(image[box], self.FULL[box])
+
+    def test_looks_like_an_array_to_nnunet(self, image):
+        assert (image.shape, image.ndim, image.dtype) == (self.FULL.shape, 4, np.float32)
+
+    def test_is_cropped_and_padded_like_an_array(self, image):
+        box = [[-2, 3], [1, 4], [3, 12]]
+        np.testing.assert_array_equal(crop_and_pad_nd(image, box, 0), crop_and_pad_nd(self.FULL, box, 0))
+
+    @pytest.mark.parametrize("item", [0, np.s_[1:], np.s_[0, 1:3]], ids=str)
+    def test_part_of_the_channels_is_refused(self, image, item):
+        with pytest.raises(IndexError, match="all its channels"):
+            image[item]
+
+
+def test_stored_training_data_are_nnunets(image, labels, tmp_path):
+    manager = PlansManager(json.loads(plans_file(ABDOMEN).read_text()))
+    dataset_json = json.loads(plans_file(ABDOMEN, "dataset").read_text())
+    stored = []
+    for preprocessor in (DefaultPreprocessor, SwIPEPreprocessor, SwIPEPreprocessor_withSourceFrame):
+        folder = tmp_path / preprocessor.__name__
+        folder.mkdir()
+        arguments = ([image], labels, manager, manager.get_configuration("3d_fullres"), dataset_json)
+        preprocessor(verbose=False).run_case_save(str(folder / CASE), *arguments)
+        data, seg, _, properties = nnUNetDatasetBlosc2(str(folder), [CASE]).load_case(CASE)
+        stored.append((data[:], seg[:], properties))
+    np.testing.assert_equal(stored[1:], stored[:1] * 2)
+
+
+def test_training_dataset_adds_the_frame_as_it_reads(data_folder):
+    data, seg, _, _ = nnUNetDatasetBlosc2(str(data_folder), [CASE]).load_case(CASE)
+    framed, framed_seg, _, _ = SwIPEDatasetBlosc2(str(data_folder), [CASE]).load_case(CASE)
+    np.testing.assert_array_equal(framed[:], np.concatenate((source_channels(data.shape[1:]), data[:])))
+    np.testing.assert_array_equal(framed_seg[:], seg[:])
+
+
+@pytest.mark.parametrize("with_previous_stage", [False, True])
+def test_image_to_predict_has_the_frame_in_front_if_the_plan_asks(image, labels, with_previous_stage):
+    labels = labels if with_previous_stage else None  # of a cascade: the segmentation of the stage before
+    data, seg, properties = run_case(SwIPEPreprocessor_withSourceFrame, image, labels)
+    stock_data, stock_seg, stock_properties = run_case(DefaultPreprocessor, image, labels)
+    np.testing.assert_array_equal(data[:N_SOURCE_CHANNELS], source_channels(stock_data.shape[1:]))
+    np.testing.assert_array_equal(data[N_SOURCE_CHANNELS:], stock_data)
+    np.testing.assert_equal((seg, properties), (stock_seg, stock_properties))
+
+
+@pytest.mark.parametrize("plans", [PLANS, "nnUNetPlans"])
+def test_image_to_predict_has_no_frame_otherwise(image, plans):
+    data, _, _ = run_case(SwIPEPreprocessor, image, None, plans)
+    np.testing.assert_array_equal(data, run_case(DefaultPreprocessor, image, None, plans)[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_image_that_is_not_finite_is_named(image, tmp_path, value):
+    # MetaImage: ITK's NIfTI reader turns such values into zeros by itself
+    array = sitk.GetArrayFromImage(sitk.ReadImage(image)).astype(np.float32)
+    array[3, 4, 5:7] = value
+    file = str(write_volume(array, tmp_path / "broken_0000.mha"))
+    with pytest.raises(ValueError, match=r"broken_0000\.mha: the image holds 2 values that are NaN or infinite"):
+        run_case(SwIPEPreprocessor, file, None)
+
+
+def test_undeclared_label_is_named(image, labels, tmp_path):
+    array = read_labels(labels)
+    array[0, 0, 0] = 9
+    file = str(write_volume(array, tmp_path / "labels.nii.gz", like=sitk.ReadImage(labels)))
+    with pytest.raises(ValueError, match=rf"{CASE}_0000\.nii\.gz: the segmentation holds the label 9"):
+        run_case(SwIPEPreprocessor, image, file)
+
+
+def stamps(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+
+
+def preprocess():
+    call_command("nnUNetv2_preprocess", "-d", 901, "-plans_name", PLANS, "-c", "3d_fullres", "-np", 1)
+
+
+def age(folder):
+    for file in folder.iterdir():
+        os.utime(file, (10**9, 10**9))
+
+
+def lose_a_file(folder):
+    (folder / f"{CASE}_seg.b2nd").unlink()
+
+
+def swap_cases(folder):
+    """Data of another spacing differ in shape; so do those of another case."""
+    other = CASE.replace("000", "001")
+    for ending in (".b2nd", "_seg.b2nd"):
+        shutil.copy(folder / f"{other}{ending}", folder / f"{CASE}{ending}")
+
+
+def test_shared_data_are_kept_when_up_to_date(data_folder):
+    before = stamps(data_folder)
+    preprocess()
+    assert stamps(data_folder) == before
+    assert [f.name for f in data_folder.parent.iterdir() if f.name.startswith(f"{PLANS}_")] == []
+
+
+@pytest.mark.parametrize("damage", [age, lose_a_file, swap_cases])
+def test_shared_data_are_made_again_when_not(data_folder, damage):
+    before = stamps(data_folder)
+    shapes = {c: nnUNetDatasetBlosc2(str(data_folder), [c]).load_case(c)[0].shape for c in (CASE, "abdomen_001")}
+    assert len(set(shapes.values())) == 2
+    damage(data_folder)
+    preprocess()
+    after = stamps(data_folder)
+    assert set(after) == set(before)
+    assert all(after[name] > before[name] for name in before)
+    for case, shape in shapes.items():
+        assert nnUNetDatasetBlosc2(str(data_folder), [case]).load_case(case)[0].shape == shape
+
+
+def edit(path, value):
+    """A change of the value at `path` of a plan."""
+
+    def change(plans):
+        for key in path[:-1]:
+            plans = plans[key]
+        plans[path[-1]] = value
+
+    return change
+
+
+IN_CONFIGURATION = ("configurations", "3d_fullres")
+
+
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [
+        (edit((*IN_CONFIGURATION, "preprocessor_name"), "SwIPEPreprocessor"), True),
+        (edit((*IN_CONFIGURATION, "preprocessor_name"), "DefaultPreprocessor"), True),
+        (edit((*IN_CONFIGURATION, "preprocessor_name"), "AnotherPreprocessor"), False),
+        (edit((*IN_CONFIGURATION, "patch_size"), [8, 8, 8]), True),
+        (edit((*IN_CONFIGURATION, "spacing"), [4.0, 4.0, 4.0]), False),
+        (edit((*IN_CONFIGURATION, "normalization_schemes"), ["CTNormalization"]), False),
+        (edit((*IN_CONFIGURATION, "resampling_fn_data_kwargs"), {"order": 1}), False),
+        (edit(("transpose_forward",), [2, 1, 0]), False),
+        (edit(("foreground_intensity_properties_per_channel",), {}), False),
+    ],
+)
+@pytest.mark.usefixtures("folders")
+def test_data_are_shared_with_a_plan_of_the_same_preprocessing(change, shared):
+    stock = json.loads(plans_file(ABDOMEN, "nnUNetPlans").read_text())
+    own = deepcopy(stock)
+    own["configurations"]["3d_fullres"]["data_identifier"] = "Own_3d_fullres"
+    change(own)
+    identifier = shared_identifier(own, "3d_fullres", [{"labels": {}}, ["no plan"], stock])
+    assert identifier == ("nnUNetPlans_3d_fullres" if shared else "Own_3d_fullres")
+
+
+@pytest.mark.usefixtures("folders")
+def test_planner_shares_every_configuration_it_can():
+    configurations = json.loads(plans_file(ABDOMEN).read_text())["configurations"]
+    identifiers = {name: c["data_identifier"] for name, c in configurations.items()}
+    assert identifiers == {name: f"nnUNetPlans_{name}" for name in configurations}

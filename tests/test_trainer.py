@@ -1,0 +1,341 @@
+"""SwIPETrainer and its ablations inside nnU-Net, on tiny data, without further processes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunet_helpers import (
+    ABDOMEN,
+    FUNDUS,
+    PLANS,
+    edit_json,
+    make_trainer,
+    narrow,
+    nnunet_folders,
+    plan,
+    plans_file,
+    write_phantom,
+)
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+from nnunetv2_swipe import trainers
+from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS
+from nnunetv2_swipe.network.swipe_net import SwIPENet
+from nnunetv2_swipe.trainers import SwIPETrainer
+from nnunetv2_swipe.training.lr_schedule import WarmupCosine
+
+DATASETS = {2: (FUNDUS, "2d"), 3: (ABDOMEN, "3d_fullres")}
+CHANGES = {
+    "SwIPETrainer_noSPO": ("n_spo", 0),
+    "SwIPETrainer_noMEA": ("multi_stage_attention", False),
+    "SwIPETrainer_noRFB": ("rfb", False),
+    "SwIPETrainer_noCascade": ("cascade", False),
+    "SwIPETrainer_noSourceCoordinates": ("source_coordinates", False),
+    "SwIPETrainer_noGlobalConditioning": ("global_conditioning", False),
+    "SwIPETrainer_noImageDecoder": ("image_decoder_features", []),
+    "SwIPETrainer_unweightedPoints": ("weighted_points", False),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folders(tmp_path_factory):
+    """Both phantoms, planned by nnU-Net and by SwIPEPlanner; the latter's plans have narrow networks."""
+    schedule = {"SWIPE_NUM_EPOCHS": "2", "SWIPE_ITERATIONS_PER_EPOCH": "2"}
+    with nnunet_folders(tmp_path_factory.mktemp("trainer"), **schedule) as root:
+        write_phantom(root / "nnUNet_raw", cases_2d=5)
+        for number, configuration in ((901, "3d_fullres"), (902, "2d")):
+            plan(number, "ExperimentPlanner", "-c", configuration)
+            plan(number, "SwIPEPlanner", "-c", configuration)
+        for dataset in (ABDOMEN, FUNDUS):
+            edit_json(plans_file(dataset), narrow)
+        yield root
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    """A results folder of its own for each test."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    return tmp_path / "results"
+
+
+def make(trainer=SwIPETrainer, dims=3, **options):
+    return make_trainer(trainer, *DATASETS[dims], **options)
+
+
+def start(trainer):
+    """Begin a training as `run_training` does; returns the first batch."""
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return next(trainer.dataloader_train)
+
+
+def model_plan(trainer):
+    """The configuration in the model folder's plan, which inference reads."""
+    plans = json.loads(Path(trainer.output_folder_base, "plans.json").read_text())
+    return plans["configurations"][trainer.configuration_name]
+
+
+def test_every_ablation_is_known():
+    assert set(trainers.__all__) == {"SwIPETrainer", *CHANGES}
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES.items())
+def test_ablation_changes_its_key_and_no_other(name, change):
+    key, value = change
+    whole, ablated = (make(t).config.to_dict() for t in (SwIPETrainer, getattr(trainers, name)))
+    assert {k: ablated[k] for k in whole if ablated[k] != whole[k]} == {key: value}
+
+
+@pytest.mark.parametrize("dims", DATASETS)
+@pytest.mark.parametrize("name", trainers.__all__)
+def test_trains_a_step(name, dims):
+    trainer = make(getattr(trainers, name), dims)
+    batch = start(trainer)
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    loss = trainer.train_step(batch)["loss"]
+    assert np.isfinite(loss)
+    assert loss > 0
+    # DistributedDataParallel waits for every gradient
+    assert [n for n, p in trainer.network.named_parameters() if p.grad is None] == []
+    assert any(not torch.equal(p, q) for p, q in zip(trainer.network.parameters(), before, strict=True))
+    image_channels = {2: 3, 3: 1}[dims]
+    framed = N_SOURCE_CHANNELS if name != "SwIPETrainer_noSourceCoordinates" else 0
+    assert batch["data"].shape[1] == trainer.network.expected_channels == image_channels + framed
+
+
+def test_online_validation_scores_dense_predictions():
+    trainer = make()
+    start(trainer)
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        output = trainer.validation_step(next(trainer.dataloader_val))
+    assert np.isfinite(output["loss"])
+    voxels = np.prod(trainer.configuration_manager.patch_size) * trainer.batch_size
+    assert all(0 <= output[key].sum() <= 2 * voxels for key in ("tp_hard", "fp_hard", "fn_hard"))
+    assert output["tp_hard"].shape == (trainer.label_manager.num_segmentation_heads - 1,)
+
+
+def test_stock_plan_gets_a_block_in_the_model_folder_only():
+    planned = plans_file(ABDOMEN, "nnUNetPlans").read_text()
+    trainer = make(plans="nnUNetPlans")
+    trainer.on_train_start()
+    assert model_plan(trainer)["swipe"] == trainer.config.to_dict()
+    assert model_plan(trainer)["preprocessor_name"] == "SwIPEPreprocessor_withSourceFrame"
+    assert plans_file(ABDOMEN, "nnUNetPlans").read_text() == planned
+    # from the same plan and labels, trainer and planner derive the same
+    swipe_plan = json.loads(plans_file(ABDOMEN).read_text())["configurations"]["3d_fullres"]["swipe"]
+    assert trainer.config.to_dict().keys() == swipe_plan.keys()
+    assert trainer.config.to_dict()["patch_size"] == swipe_plan["patch_size"]
+
+
+def test_residual_encoder_plans_of_nnunet_serve_as_well():
+    plan(901, "nnUNetPlannerResEncM", "--no_pp")
+    trainer = make(plans="nnUNetResEncUNetMPlans")
+    assert np.isfinite(trainer.train_step(start(trainer))["loss"])
+
+
+def test_a_further_fold_takes_the_block_of_the_model_folder():
+    first = make(plans="nnUNetPlans")
+    first.on_train_start()
+    derived = first.config.n_points
+
+    def change(plans):
+        plans["configurations"]["3d_fullres"]["swipe"]["n_points"] = derived + 1
+
+    edit_json(Path(first.output_folder_base, "plans.json"), change)
+    assert make(plans="nnUNetPlans", fold=1).config.n_points == derived + 1
+    # but not after the configuration itself has changed
+    replanned = make(plans="nnUNetPlans", fold=1, edit=lambda c: c.update(batch_size=c["batch_size"] + 1))
+    assert replanned.config.n_points == derived
+
+
+def test_value_edited_by_hand_wins():
+    def edit(configuration):
+        configuration["swipe"].update(patch_size=[1, 2, 2], decoding="blended")
+
+    trainer = make(edit=edit)
+    trainer.on_train_start()
+    assert (trainer.config.patch_size, trainer.config.decoding) == ((1, 2, 2), "blended")
+    assert trainer.network.config == trainer.config
+    assert model_plan(trainer)["swipe"]["patch_size"] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("patch_size", [3, 3, 3]), ("n_points", "many"), ("colour", "red"), ("strides", None)]
+)
+def test_invalid_edit_is_named(key, value):
+    with pytest.raises(ValueError, match=f"SwIPE plan: .*{key}"):
+        make(edit=lambda c: c["swipe"].update({key: value}))
+
+
+def test_block_of_another_dimension_is_refused():
+    block = json.loads(plans_file(FUNDUS).read_text())["configurations"]["2d"]["swipe"]
+    with pytest.raises(ValueError, match='"patch_size" has 2 axes'):
+        make(edit=lambda c: c.update(swipe=block))
+
+
+def test_another_preprocessor_brings_no_source_coordinates():
+    trainer = make(plans="nnUNetPlans", edit=lambda c: c.update(preprocessor_name="AnotherPreprocessor"))
+    assert trainer.config.source_coordinates is False
+    assert trainer.configuration_manager.preprocessor_name == "AnotherPreprocessor"
+
+
+def test_checkpoint_restores_network_optimizer_and_epoch(tmp_path):
+    trainer = make()
+    trainer.train_step(start(trainer))
+    trainer.current_epoch = 1
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    other = make(fold=1)
+    other.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    torch.testing.assert_close(other.network.state_dict(), trainer.network.state_dict(), rtol=0, atol=0)
+    assert other.current_epoch == 2
+    assert other.optimizer.state_dict()["state"].keys() == trainer.optimizer.state_dict()["state"].keys() != set()
+
+
+def test_truncated_checkpoint_is_named(tmp_path):
+    trainer = make()
+    trainer.initialize()
+    file = tmp_path / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(file))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(RuntimeError, match=r"(?s)checkpoint_latest\.pth cannot be read .*checkpoint_best"):
+        make().load_checkpoint(str(file))
+
+
+def test_checkpoint_of_another_network_names_tensor_and_shapes(tmp_path):
+    trainer = make()
+    trainer.initialize()
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    wider = make(edit=lambda c: c["swipe"].update(embedding_dim=24))
+    with pytest.raises(RuntimeError, match=r"neck\.project\.0\.weight has shape \(16, 8\) .*\(24, 8\) in the network"):
+        wider.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    fewer = make(trainers.SwIPETrainer_noMEA)
+    with pytest.raises(RuntimeError, match=r"neck\.attention\.\S+ has shape .* none \(missing\) in the network"):
+        fewer.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+
+def test_pretrained_weights_are_taken_but_for_the_classes(tmp_path):
+    trainer = make()
+    trainer.initialize()
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    pretrained = trainer.network.state_dict()
+    network = SwIPENet(trainer.config, trainer.num_input_channels, num_classes=9)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    load_pretrained_weights(network, str(tmp_path / "checkpoint.pth"))
+    for name, tensor in network.state_dict().items():
+        expected = before[name] if ".seg_layers." in name else pretrained[name]
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+    assert sum(".seg_layers." in name for name in before) == 4  # weight and bias of both decoders
+
+
+@pytest.mark.parametrize("variable", ["SWIPE_NUM_EPOCHS", "SWIPE_ITERATIONS_PER_EPOCH"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "ten", ""])
+def test_bad_environment_variable_is_named(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable} is '{value}'; it must be a positive integer"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "iterations", "validations", "save_every"), [(1000, 250, 50, 50), (100, 10, 2, 5), (2, 3, 1, 1)]
+)
+def test_schedule_follows_the_variables(monkeypatch, epochs, iterations, validations, save_every):
+    monkeypatch.setenv("SWIPE_NUM_EPOCHS", str(epochs))
+    monkeypatch.setenv("SWIPE_ITERATIONS_PER_EPOCH", str(iterations))
+    trainer = make()
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (epochs, iterations)
+    assert (trainer.num_val_iterations_per_epoch, trainer.save_every) == (validations, save_every)
+
+
+def test_broken_image_is_named_by_its_case():
+    trainer = make()
+    batch = start(trainer)
+    batch["data"][1, -1, 0, 0, 0] = torch.nan
+    batch["keys"] = ["sound", "broken"]
+    with pytest.raises(RuntimeError, match="preprocessed image of broken holds NaN"):
+        trainer.train_step(batch)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "factor"), [(0, 1e-3 / 2.001), (1, 1.001 / 2.001), (2, 1.0), (6, 0.5), (10, 0.0), (12, 0.0)]
+)
+def test_warm_up_is_linear_and_the_decay_a_cosine(epoch, factor):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    scheduler = WarmupCosine(optimizer, initial_lr=4.0, num_epochs=10, warmup_epochs=2)
+    scheduler.step(epoch)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(4 * factor, abs=1e-12)
+    assert scheduler.get_last_lr() == [optimizer.param_groups[0]["lr"]]
+
+
+class RecordingScaler:
+    """A GradScaler that scales by a constant and notes what it is asked."""
+
+    FACTOR = 1024.0
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def scale(self, loss):
+        self.calls.append("scale")
+        return loss * self.FACTOR
+
+    def unscale_(self, optimizer):
+        self.calls.append("unscale")
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad /= self.FACTOR
+
+    def step(self, optimizer):
+        self.calls.append("step")
+        optimizer.step()
+
+    def update(self):
+        self.calls.append("update")
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
+    """What happens on CUDA, with a scaler that notes it; the step is that of the CPU."""
+    calls = []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: (calls.append("clip"), clip(*a)))
+    batch = start(make())
+    weights = []
+    for scaler in (None, RecordingScaler(calls)):
+        torch.manual_seed(0)
+        trainer = make()
+        trainer.initialize()
+        trainer.on_train_epoch_start()
+        trainer.grad_scaler = scaler
+        calls.clear()
+        trainer.train_step(batch)
+        weights.append(trainer.network.state_dict())
+    assert calls == ["scale", "unscale", "clip", "step", "update"]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-5)
+
+
+def test_the_same_epoch_draws_the_same_batch_and_points():
+    """So that a resumed training goes on as if it had never stopped."""
+    losses = []
+    for drawn_before in (1, 5):
+        torch.manual_seed(0)
+        trainer = make()
+        first = trainer.train_step(start(trainer))["loss"]
+        torch.rand(drawn_before)
+        np.random.random(drawn_before)  # noqa: NPY002  (what nnU-Net's loader draws from)
+        trainer.current_epoch = 1
+        trainer.on_train_epoch_start()
+        second = trainer.train_step(next(trainer.dataloader_train))["loss"]
+        losses.append((float(first), float(second)))
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-2)  # Adam magnifies what the order of sums changes
+    assert losses[0][0] != losses[0][1]
+
+
+def test_planned_by_name(folders):
+    """The folder names that nnU-Net makes of trainer, plan and configuration."""
+    trainer = make()
+    assert Path(trainer.output_folder_base).name == f"SwIPETrainer__{PLANS}__3d_fullres"
+    assert Path(trainer.preprocessed_dataset_folder) == (
+        folders / "nnUNet_preprocessed" / ABDOMEN / "nnUNetPlans_3d_fullres"
+    )
