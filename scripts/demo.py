@@ -21,8 +21,9 @@ from demo_figure import write_figure
 from phantom import ABDOMEN_NAME, FUNDUS_NAME, write_phantoms
 
 # (epochs, iterations per epoch), for about two minutes in 3D and one in 2D on two CPU cores.
-TRAINING_3D = (4, 30)
-TRAINING_2D = (4, 30)
+TRAINING_3D = (2, 80)
+TRAINING_2D = (2, 60)
+SIZE_SCALE = 0.6  # smaller volumes and images than `phantom.py` makes by default
 
 PLANNER, PLANS, TRAINER = "SwIPEPlanner", "nnUNetSwIPEPlans", "SwIPETrainer"
 FOLD = "0"
@@ -30,7 +31,7 @@ LOG_LINES_ON_FAILURE = 30
 PROCESSES = str(min(4, os.cpu_count() or 1))
 # Suited to a laptop; the defaults of nnU-Net are for a workstation. Compiling would take longer than the training.
 ENVIRONMENT_DEFAULTS = {
-    "nnUNet_n_proc_DA": "2",
+    "nnUNet_n_proc_DA": "2" if (os.cpu_count() or 1) > 4 else "0",  # with few cores loaders only compete
     "nnUNet_def_n_proc": PROCESSES,
     "nnUNet_compile": "f",
     "MPLBACKEND": "Agg",
@@ -175,7 +176,7 @@ def run_demo(folder: Path) -> None:
     device = choose_device()
     prepare_folder(folder)
     print(f"SwIPE for nnU-Net on two synthetic datasets, on {device}, in {folder}")
-    write_phantoms(folder / "nnUNet_raw")
+    write_phantoms(folder / "nnUNet_raw", size_scale=SIZE_SCALE)
     for dataset in DATASETS:
         run_dataset(folder, dataset, device)
     print_scores(folder)

@@ -260,7 +260,7 @@ class TestGradients:
 class TestConditioning:
     def test_without_global_conditioning_the_patch_decoder_sees_no_crop(self, evaluated):
         network, _, embeddings = evaluated((8, 12), global_conditioning=False)
-        assert network.patch_decoder.image_layer is None
+        assert not list(network.patch_decoder.image_layer.parameters())
         assert network.patch_decoder.point_layer.in_features == 2 * 5 + 3  # p^P with Fourier features, p^S
         points, sample = random_points((8, 12), 2)
         other = embeddings._replace(image=embeddings.image + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,7 +58,8 @@ def decode_dense(network: SwIPENet, embeddings: Embeddings) -> Tensor:
         finer = [max(s // 2, 1) for s in step]
         logits, decoded = _refine(network, embeddings, logits, decoded, step, finer)
         step = finer
-    return logits[(..., *(slice(n) for n in size))].contiguous()
+    crop = (slice(None), slice(None), *[slice(n) for n in size])
+    return logits[crop].contiguous()
 
 
 def _decode_lattice(network: SwIPENet, embeddings: Embeddings, shape: Sequence[int], step: Sequence[int]) -> Tensor:
@@ -88,7 +89,8 @@ def _refine(
     shape = [(n - 1) * r + 1 for n, r in zip(coarse.shape[2:], ratio, strict=True)]
     logits = F.interpolate(coarse, size=shape, mode=_LINEAR[dims], align_corners=True)
     known = torch.zeros((len(coarse), *shape), dtype=torch.bool, device=coarse.device)
-    known[(slice(None), *(slice(None, None, r) for r in ratio))] = decoded
+    coarse_points = (slice(None), *[slice(None, None, r) for r in ratio])
+    known[coarse_points] = decoded
     offset = torch.tensor([1, *finer], device=coarse.device)
     while True:
         wanted = _active_cells(logits, ratio, network) & ~known
@@ -96,7 +98,7 @@ def _refine(
         if len(index) == 0:
             return logits, known
         values = decode_points(network, embeddings, index * offset)
-        logits[(index[:, 0], slice(None), *index[:, 1:].unbind(1))] = values
+        logits.movedim(1, -1).index_put_(tuple(index.unbind(1)), values)
         known |= wanted
 
 
@@ -105,7 +107,7 @@ def _active_cells(logits: Tensor, ratio: Sequence[int], network: SwIPENet) -> Te
 
     A cell is the `ratio + 1` points between two coarse lattice points per axis, borders included.
     """
-    pool = _MAX_POOL[len(ratio)]
+    pool: Callable[..., Tensor] = _MAX_POOL[len(ratio)]
     shape = logits.shape[2:]
     label, margin = _labels_and_margin(logits, network.config.regions)
     # an axis with a single point has no second corner

@@ -27,8 +27,8 @@ class OccupancyDecoder(nn.Module):
         super().__init__()
         first = hidden_features[0]
         self.point_layer = nn.Linear(point_features, first)
-        self.patch_layer = nn.Linear(patch_features, first, bias=False) if patch_features else None
-        self.image_layer = nn.Linear(image_features, first, bias=False) if image_features else None
+        self.patch_layer = nn.Linear(patch_features, first, bias=False) if patch_features else nn.Identity()
+        self.image_layer = nn.Linear(image_features, first, bias=False) if image_features else nn.Identity()
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden_features))
         self.dropout = nn.Dropout(dropout)
         self.seg_layers = nn.Linear(hidden_features[-1], num_classes)

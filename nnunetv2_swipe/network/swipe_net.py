@@ -139,7 +139,8 @@ class SwIPENet(nn.Module):
         grid = grid_shape(x.shape[2:], self.config.patch_size)
         with network_precision(x.device):
             stages, image = self.neck(self.backbone(self._pad(x)))
-        return [s[(slice(None), *(slice(g) for g in grid))] for s in stages], image, frame
+        whole_patches = (slice(None), *[slice(g) for g in grid])
+        return [s[whole_patches] for s in stages], image, frame
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pad to whole patches and strides, so that every stage lies exactly on the patch grid."""
@@ -204,7 +205,7 @@ class SwIPENet(nn.Module):
                 position.append(source_coordinates(p_image, frame[sample]))
         with network_precision(points.device):
             image_term = None
-            if decoder.image_layer is not None:
+            if config.global_conditioning:
                 image_term = decoder.image_layer(z_image).index_select(0, sample)
             logits = decoder(torch.cat(position, -1), patch_term, image_term)
         return logits.float().clamp(-_MAX_LOGIT, _MAX_LOGIT)

@@ -91,17 +91,17 @@ def with_swipe_block(
         ValueError: The plan or a label file is invalid; the message names the key or file.
         FileNotFoundError: The dataset was not preprocessed.
     """
-    plans = deepcopy(dict(plans))
-    manager = PlansManager(plans)
+    plan: dict[str, Any] = deepcopy(dict(plans))
+    manager = PlansManager(plan)
     block = manager.get_configuration(configuration).configuration.get(PLAN_KEY)
     if block is None:
         block = _block_of_model_folder(manager, configuration, trainer_name)
     if block is None:
         labels = manager.get_label_manager(dataset_json)
         statistics = _statistics_of_preprocessed_dataset(manager, labels, dataset_json["file_ending"])
-        block = derive_block(plans, configuration, labels, statistics).to_dict()
+        block = derive_block(plan, configuration, labels, statistics).to_dict()
     config = SwIPEConfig.from_dict(block).replace(**changes)
-    entry = plans["configurations"][configuration]
+    entry = plan["configurations"][configuration]
     entry[PLAN_KEY] = config.to_dict()
     if config.source_coordinates:
         name = manager.get_configuration(configuration).preprocessor_name
@@ -111,7 +111,7 @@ def with_swipe_block(
                 'network. Set "source_coordinates" to false, or "preprocessor_name" to "DefaultPreprocessor".'
             )
         entry["preprocessor_name"] = FRAME_PREPROCESSOR
-    return plans
+    return plan
 
 
 def _statistics_of_preprocessed_dataset(

@@ -121,16 +121,17 @@ def choose_patch_size(thickness: float, spacing: Sequence[float], crop: Sequence
     """S per axis: half the thinnest structure, about isotropic in millimetres.
 
     Half of 4.5 voxels gives S = 2 on the hippocampus set (measured best of 2, 4 and 8) and half of 89 voxels gives the
-    paper's S = 32 on polyps. At least four patches per axis where the crop allows, and no more patches in the crop
-    than memory does.
+    paper's S = 32 on polyps. At least four patches per axis where the crop allows; the length grows until the crop has
+    no more patches than memory does.
     """
-    patch = [_power_of_two(thickness / 2 / s, 1, min(MAX_PATCH_SIZE, max(n // 4, 1))) for s, n in zip(
-        spacing, crop, strict=True)]  # fmt: skip
-    while math.prod(-(-n // p) for n, p in zip(crop, patch, strict=True)) > MAX_PATCHES_PER_CROP:
-        # double the axis whose patches are shortest in mm, but never beyond the crop
-        axis = min((i for i in range(len(crop)) if patch[i] < crop[i]), key=lambda i: patch[i] * spacing[i])
-        patch[axis] *= 2
-    return tuple(patch)
+    length, longest = thickness / 2, MAX_PATCH_SIZE * max(spacing)
+    while True:
+        sizes = zip(crop, spacing, strict=True)
+        patch = tuple(_power_of_two(length / s, 1, min(MAX_PATCH_SIZE, max(n // 4, 1))) for n, s in sizes)
+        n_patches = math.prod(-(-n // p) for n, p in zip(crop, patch, strict=True))
+        if n_patches <= MAX_PATCHES_PER_CROP or length > longest:
+            return patch
+        length *= 2**0.25
 
 
 def choose_stages(
@@ -143,12 +144,10 @@ def choose_stages(
     strides = [_per_axis(s, len(patch)) for s in architecture["strides"]]
     kernels = [_per_axis(k, len(patch)) for k in architecture["kernel_sizes"]]
     totals = _cumulative(strides)
-    reached = [
-        all(t >= min(p, 4, last) for t, p, last in zip(total, patch, totals[-1], strict=True)) for total in totals
-    ]
-    first = reached.index(True)
-    stages = slice(first + 1, first + MAX_STAGES)
-    return (totals[first], *strides[stages]), tuple(kernels[first : first + MAX_STAGES])
+    # the last stage that is nowhere coarser than a patch
+    fine = [i for i, total in enumerate(totals) if all(t <= min(p, 4) for t, p in zip(total, patch, strict=True))]
+    first = fine[-1] if fine else 0
+    return (totals[first], *strides[first + 1 : first + MAX_STAGES]), tuple(kernels[first : first + MAX_STAGES])
 
 
 def choose_embedding_dim(patch: Sequence[int], num_classes: int) -> int:

@@ -30,9 +30,9 @@ class ImageWithSourceFrame:
         box = item if isinstance(item, tuple) else (item,)
         if box[0] not in (slice(None), Ellipsis):
             raise IndexError("An image with source frame is read with all its channels, as image[:, z, y, x].")
-        box = box[1:] + (slice(None),) * (self.ndim - len(box))
-        image = np.asarray(self.data[(slice(None), *box)])
-        return np.concatenate((source_channels(self.shape[1:], box).astype(image.dtype), image))
+        box = (slice(None), *box[1:]) + (slice(None),) * (self.ndim - len(box))
+        image = np.asarray(self.data[box])
+        return np.concatenate((source_channels(self.shape[1:], box[1:]).astype(image.dtype), image))
 
 
 class _WithSourceFrame:

@@ -6,22 +6,23 @@ from torch import nn
 from nnunetv2_swipe.config import PLAN_KEY
 
 
-def check_checkpoint(file: dict | str, network: nn.Module) -> None:
+def check_checkpoint(filename_or_checkpoint: dict | str, network: nn.Module) -> None:
     """RuntimeError if a checkpoint is damaged or its tensors differ from the network's, naming the first."""
-    if isinstance(file, str):
+    checkpoint = filename_or_checkpoint
+    if isinstance(checkpoint, str):
         try:
-            file = torch.load(file, map_location="cpu", weights_only=False)
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
         except Exception as e:
             raise RuntimeError(
-                f"The checkpoint {file} cannot be read ({e}). It is damaged or was cut off while being written; "
-                "use another one (checkpoint_best.pth) or train without --c."
+                f"The checkpoint {filename_or_checkpoint} cannot be read ({e}). It is damaged or was cut off while "
+                "being written; use another one (checkpoint_best.pth) or train without --c."
             ) from e
-    if "network_weights" not in file:
+    if "network_weights" not in checkpoint:
         raise RuntimeError("The file is not a checkpoint of nnU-Net: it holds no 'network_weights'.")
     network = getattr(network, "module", network)
     network = getattr(network, "_orig_mod", network)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-    found = {k.removeprefix("module."): tuple(v.shape) for k, v in file["network_weights"].items()}
+    found = {k.removeprefix("module."): tuple(v.shape) for k, v in checkpoint["network_weights"].items()}
     for key in [*expected, *found]:
         there, here = found.get(key, "none (missing)"), expected.get(key, "none (missing)")
         if there != here:

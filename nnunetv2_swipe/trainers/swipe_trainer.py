@@ -30,6 +30,10 @@ class SwIPETrainer(nnUNetTrainer):
     from the plan and the labels; it is stored in the model folder's plan, from which inference builds the network.
     """
 
+    num_epochs: int  # the base does not annotate what it sets
+    num_iterations_per_epoch: int
+    save_every: int
+    dataset_class: Any
     config_changes: ClassVar[dict[str, Any]] = {}
     """Settings that an ablation changes."""
 
