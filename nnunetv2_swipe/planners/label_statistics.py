@@ -14,6 +14,8 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from nnunetv2_swipe.labels import declared_labels, require_declared
+
 STATISTICS_FILE = "dataset_label_statistics.json"
 """Lies beside nnU-Net's dataset_fingerprint.json."""
 
@@ -52,13 +54,7 @@ def _measure_case(
     """
     segmentation, properties = recursive_find_reader_writer_by_name(reader_name)().read_seg(file)
     segmentation = segmentation[0]
-    present = np.unique(segmentation)
-    undeclared = sorted(set(present.tolist()) - set(allowed))
-    if undeclared:
-        raise ValueError(
-            f"{file} holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: "
-            f"{list(allowed)}). Correct the file or the labels in dataset.json."
-        )
+    require_declared(segmentation, allowed, file)
     masks = {name: np.isin(segmentation, labels) for name, labels in structures.items()}
     return {name: measure_mask(m, properties["spacing"]) for name, m in masks.items() if m.any()}
 
@@ -98,8 +94,8 @@ def label_statistics(
         cached = load_json(str(cache_file))
         if cached.get("source") == source:
             return cached["classes"]
-    allowed = [*label_manager.all_labels, *([label_manager.ignore_label] if label_manager.has_ignore_label else [])]
-    jobs = [(str(f), reader_name, structures, [int(a) for a in allowed]) for f in label_files.values()]
+    allowed = declared_labels(label_manager)
+    jobs = [(str(f), reader_name, structures, allowed) for f in label_files.values()]
     with ProcessPoolExecutor(min(num_processes, max(len(jobs), 1)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_measure_case, *job) for job in jobs]
         cases = [f.result() for f in tqdm(futures, desc="Measuring labels")]

@@ -104,8 +104,8 @@ def with_swipe_block(
     entry = plan["configurations"][configuration]
     entry[PLAN_KEY] = config.to_dict()
     if config.source_coordinates:
-        name = manager.get_configuration(configuration).preprocessor_name
-        if data_preprocessor({"preprocessor_name": name}) != STOCK_PREPROCESSOR:
+        name = data_preprocessor(manager.get_configuration(configuration).configuration)
+        if name != STOCK_PREPROCESSOR:
             raise ValueError(
                 f'SwIPE plan: "source_coordinates" is true, but the preprocessor {name!r} cannot bring them to the '
                 'network. Set "source_coordinates" to false, or "preprocessor_name" to "DefaultPreprocessor".'

@@ -137,7 +137,7 @@ def choose_patch_size(thickness: float, spacing: Sequence[float], crop: Sequence
 def choose_stages(
     architecture: Mapping[str, Any], patch: Sequence[int]
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Strides and kernel sizes per stage: nnU-Net's stages from stride min(S, 4) on, four at most.
+    """Strides and kernel sizes per stage: nnU-Net's, from the last one nowhere coarser than min(S, 4), four at most.
 
     nnU-Net's finer stages are merged into the first one; its kernel is that of the last stage merged.
     """

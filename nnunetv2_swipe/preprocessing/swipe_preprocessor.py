@@ -14,6 +14,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_swipe.labels import declared_labels, require_declared
 from nnunetv2_swipe.network.coordinates import source_channels
 
 logger = logging.getLogger(__name__)
@@ -95,14 +96,8 @@ def _check_case(data: np.ndarray, seg: np.ndarray | None, plans_manager: PlansMa
             "image's minimum."
         )
     if seg is not None:
-        labels = plans_manager.get_label_manager(dataset_json)
-        declared = [*labels.all_labels, *([labels.ignore_label] if labels.has_ignore_label else [])]
-        undeclared = np.setdiff1d(seg, declared)
-        if len(undeclared):
-            raise ValueError(
-                f"the segmentation holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: "
-                f"{[int(d) for d in declared]}). Correct the segmentation or dataset.json."
-            )
+        declared = declared_labels(plans_manager.get_label_manager(dataset_json))
+        require_declared(seg, declared, "the segmentation")
 
 
 def _is_up_to_date(

@@ -1,0 +1,22 @@
+"""Which labels a dataset may hold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+
+def declared_labels(label_manager: LabelManager) -> list[int]:
+    """Every label that dataset.json declares, the ignore label included."""
+    ignore = [label_manager.ignore_label] if label_manager.has_ignore_label else []
+    return [int(label) for label in (*label_manager.all_labels, *ignore)]
+
+
+def require_declared(segmentation: np.ndarray, declared: Sequence[int], subject: str) -> None:
+    """ValueError, beginning with `subject` (a file, say), if a segmentation holds an undeclared label."""
+    undeclared = np.setdiff1d(segmentation, declared)
+    if len(undeclared):
+        raise ValueError(
+            f"{subject} holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: "
+            f"{list(declared)}). Correct the segmentation or the labels in dataset.json."
+        )
