@@ -22,8 +22,8 @@ def cpu_amp_dtype() -> torch.dtype | None:
     if choice not in ("auto", "bf16", "off"):
         raise ValueError(f'The environment variable {AMP_VARIABLE} is {choice!r}; allowed: "auto", "bf16", "off".')
     if choice == "auto":
-        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        return torch.bfloat16 if has_amx() else None
+        native = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return torch.bfloat16 if any(getattr(torch.cpu, name, bool)() for name in native) else None
     return torch.bfloat16 if choice == "bf16" else None
 
 

@@ -104,6 +104,8 @@ def run_step(title: str, command: list[str], log_file: Path, environment: dict[s
     Raises:
         DemoError: The command failed; the end of its log is printed before.
     """
+    if command[0] == "nnUNetv2_plan_and_preprocess" and environment.get("nnUNet_n_proc_DA") == "0":
+        environment = environment | {"nnUNet_n_proc_DA": "1"}  # nnU-Net's memory estimate sets as many threads
     print(f"  {title:<52}", end="", flush=True)
     start = time.monotonic()
     with log_file.open("w") as log:

@@ -1,6 +1,7 @@
 """What nnU-Net's commands can be asked for, by their entry points in this process and with narrow networks."""
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -101,17 +102,20 @@ def test_prediction_options(models, images, tmp_path, configuration, arguments):
 
 
 def test_folds_are_averaged(models, images, tmp_path):
-    assert models.is_dir()
+    model = results(models, NAME, "3d_fullres")
+    for copy in (2, 3, 4):
+        shutil.copytree(model / "fold_0", model / f"fold_{copy}")
     predicted = []
-    for folds in ((0,), (1,), (0, 1)):
+    for folds in ((0,), (1,), (0, 1), (0, 1, 2, 3, 4)):
         output = tmp_path / str(folds)
         (labels,) = predict(NUMBER, "3d_fullres", images, output, "--save_probabilities", "--disable_tta", folds=folds)
         predicted.append(probabilities(labels))
         np.testing.assert_array_equal(predicted[-1].argmax(0), read_labels(labels))
-    first, second, both = predicted
+    first, second, *merged = predicted
     assert np.abs(first - second).max() > 0.01
-    mean_of_logits = np.sqrt(first * second)
-    np.testing.assert_allclose(both, mean_of_logits / mean_of_logits.sum(0), atol=0.02)
+    for probability, share_of_first in zip(merged, (1 / 2, 4 / 5), strict=True):
+        mean_of_logits = first**share_of_first * second ** (1 - share_of_first)
+        np.testing.assert_allclose(probability, mean_of_logits / mean_of_logits.sum(0), atol=0.02)
 
 
 def test_parts_share_the_work(models, tmp_path):
@@ -135,12 +139,20 @@ def test_model_folder_predicts_the_same(models, images, tmp_path):
     assert np.mean(read_labels(tmp_path / "folder" / by_name.name) == read_labels(by_name)) > 0.999
 
 
-def test_validation_alone(models):
+@pytest.mark.parametrize("checkpoint", [(), ("--val_best",)])
+def test_validation_alone(models, checkpoint):
     summary = results(models, NAME, "3d_fullres") / "fold_0" / "validation" / "summary.json"
     before = json.loads(summary.read_text())["foreground_mean"]["Dice"]
     summary.unlink()
-    train(NUMBER, "3d_fullres", 0, "--val", "--npz")
+    train(NUMBER, "3d_fullres", 0, "--val", "--npz", *checkpoint)
     assert json.loads(summary.read_text())["foreground_mean"]["Dice"] == pytest.approx(before, abs=1e-2)
+
+
+def test_pretrained_weights(models, capsys):
+    model = results(models, NAME, "2d")
+    train(NUMBER, "2d", 2, "-pretrained_weights", model / "fold_0" / "checkpoint_final.pth")
+    assert "Loading pretrained weights from file" in capsys.readouterr().out
+    assert (model / "fold_2" / "validation" / "summary.json").is_file()
 
 
 def save_untrained_stock_model(plans):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nnunetv2_swipe.network.backbones import InstanceNorm
+from nnunetv2_swipe.network.backbones import InstanceNorm, build_backbone
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, patch_index, source_channels, voxel_centres
 from nnunetv2_swipe.network.neck import MultiStageAttention, resize_to_grid
 from nnunetv2_swipe.precision import AMP_VARIABLE, cpu_amp_dtype
@@ -255,6 +255,18 @@ class TestGradients:
         assert values[-1] < values[0]
         with torch.no_grad():
             assert torch.isfinite(network.eval()(x)).all()
+
+    @pytest.mark.parametrize("backbone", BACKBONES)
+    @pytest.mark.parametrize("stride", [(4, 4), (8, 2)])
+    def test_no_voxel_is_skipped_by_a_long_stride(self, tiny_config, backbone, stride):
+        config = tiny_config(2, backbone=backbone, strides=(stride, (2, 2)))
+        network = build_backbone(config, 1)
+        x = torch.randn(1, 1, 32, 32, requires_grad=True)
+        finest, coarser = network(x)
+        assert finest.shape[2:] == (32 // stride[0], 32 // stride[1])
+        assert coarser.shape[2:] == tuple(n // 2 for n in finest.shape[2:])
+        finest.square().sum().backward()
+        assert (x.grad != 0).all()
 
 
 class TestConditioning:

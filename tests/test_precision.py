@@ -7,6 +7,15 @@ import torch
 
 from nnunetv2_swipe.precision import AMP_VARIABLE, cpu_amp_dtype, full_precision, network_precision
 
+QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+NATIVE_BFLOAT16 = [(True, True), (True, False), (False, True), (False, False)]
+"""Answers to them."""
+
+
+def pretend(monkeypatch, *answers):
+    for name, answer in zip(QUESTIONS, answers, strict=True):
+        monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
+
 
 @pytest.fixture(autouse=True)
 def no_cache():
@@ -18,27 +27,28 @@ def no_cache():
 @pytest.mark.parametrize(
     ("value", "expected"), [("off", None), ("OFF", None), ("bf16", torch.bfloat16), ("BF16", torch.bfloat16)]
 )
-@pytest.mark.parametrize("amx", [True, False])
-def test_variable_overrides_the_hardware(monkeypatch, value, expected, amx):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+@pytest.mark.parametrize("native", NATIVE_BFLOAT16)
+def test_variable_overrides_the_hardware(monkeypatch, value, expected, native):
+    pretend(monkeypatch, *native)
     monkeypatch.setenv(AMP_VARIABLE, value)
     assert cpu_amp_dtype() is expected
 
 
 @pytest.mark.parametrize("value", [None, "auto"])
-@pytest.mark.parametrize(("amx", "expected"), [(True, torch.bfloat16), (False, None)])
-def test_the_hardware_decides_otherwise(monkeypatch, value, amx, expected):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+@pytest.mark.parametrize("native", NATIVE_BFLOAT16)
+def test_the_hardware_decides_otherwise(monkeypatch, value, native):
+    pretend(monkeypatch, *native)
     if value is None:
         monkeypatch.delenv(AMP_VARIABLE, raising=False)
     else:
         monkeypatch.setenv(AMP_VARIABLE, value)
-    assert cpu_amp_dtype() is expected
+    assert cpu_amp_dtype() is (torch.bfloat16 if any(native) else None)
 
 
-def test_a_pytorch_that_does_not_know_amx_computes_in_float32(monkeypatch):
-    """nnU-Net allows PyTorch from 2.1 on; the question came later."""
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+def test_a_pytorch_that_does_not_know_the_hardware_computes_in_float32(monkeypatch):
+    """nnU-Net allows PyTorch from 2.1 on; the questions came later."""
+    for name in QUESTIONS:
+        monkeypatch.delattr(torch.cpu, name, raising=False)
     monkeypatch.setenv(AMP_VARIABLE, "auto")
     assert cpu_amp_dtype() is None
 

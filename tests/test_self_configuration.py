@@ -46,8 +46,9 @@ def test_hippocampus_gets_small_patches_and_the_settings_of_3d():
     assert config.patch_size == (2, 2, 2)
     assert config.total_strides() == [(2, 2, 2), (4, 4, 4), (8, 8, 8)]
     assert (config.embedding_dim, config.n_points, config.mise_levels) == (128, 2048, 1)
-    assert config.patch_decoder_features == (256,) * 4
-    assert (config.spo_connectivity, config.initial_lr) == (6, 7.5e-4)
+    assert (config.patch_decoder_features, config.neck_features) == ((256, 256), 64)
+    assert (config.spo_connectivity, config.initial_lr) == (6, 2e-3)
+    assert (config.backbone, config.features_per_stage) == ("PlainConvEncoder", (64, 96, 128))
 
 
 def test_polyps_get_the_papers_settings_of_2d():
@@ -55,8 +56,9 @@ def test_polyps_get_the_papers_settings_of_2d():
     assert config.patch_size == (32, 32)
     assert [t[0] for t in config.total_strides()] == [4, 8, 16, 32]
     assert (config.embedding_dim, config.boundary_radius) == (128, (10, 10))
-    assert config.patch_decoder_features == (256,) * 3
+    assert (config.patch_decoder_features, config.neck_features) == ((256, 256, 256), 32)
     assert (config.spo_connectivity, config.initial_lr) == (8, 5e-4)
+    assert (config.backbone, config.features_per_stage) == ("Res2Net", (128, 160, 192, 256))
 
 
 def test_the_plan_and_the_dataset_decide_norm_and_regions():

@@ -185,29 +185,56 @@ class Res2NetBackbone(nn.Module):
         return features
 
 
-def _dna_encoder(config: SwIPEConfig, input_channels: int) -> nn.Module:
-    """nnU-Net's own encoders, with the plan's stages."""
-    residual = config.backbone == "ResidualEncoder"
-    blocks = "n_blocks_per_stage" if residual else "n_conv_per_stage"
-    return (ResidualEncoder if residual else PlainConvEncoder)(
-        input_channels=input_channels,
-        n_stages=len(config.strides),
-        features_per_stage=list(config.features_per_stage),
-        conv_op=convert_dim_to_conv_op(config.dims),
-        kernel_sizes=[list(k) for k in config.kernel_sizes],
-        strides=[list(s) for s in config.strides],
-        conv_bias=True,
-        norm_op=norm_op(config.norm_op, config.dims),
-        norm_op_kwargs={},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        return_skips=True,
-        **{blocks: list(config.n_blocks_per_stage)},
-    )
+class StandardEncoder(nn.Module):
+    """nnU-Net's own encoders with the plan's stages.
+
+    Their convolutions carry the stride and would skip voxels where it exceeds two. What is more in the first stage is
+    taken beforehand, in steps of two, by blocks of half its width each.
+    """
+
+    def __init__(self, config: SwIPEConfig, input_channels: int) -> None:
+        super().__init__()
+        first = _steps_of_two(config.strides[0])
+        n_before = len(first) - 1
+        features = config.features_per_stage
+        before = [max(features[0] >> (n_before - i), 1) for i in range(n_before)]
+        residual = config.backbone == "ResidualEncoder"
+        blocks = "n_blocks_per_stage" if residual else "n_conv_per_stage"
+        kernels = [list(k) for k in (*[config.kernel_sizes[0]] * n_before, *config.kernel_sizes)]
+        self.n_before = n_before
+        self.encoder = (ResidualEncoder if residual else PlainConvEncoder)(
+            input_channels=input_channels,
+            n_stages=n_before + len(config.strides),
+            features_per_stage=[*before, *features],
+            conv_op=convert_dim_to_conv_op(config.dims),
+            kernel_sizes=kernels,
+            strides=[*first, *[list(s) for s in config.strides[1:]]],
+            conv_bias=True,
+            norm_op=norm_op(config.norm_op, config.dims),
+            norm_op_kwargs={},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+            return_skips=True,
+            **{blocks: [1] * n_before + list(config.n_blocks_per_stage)},
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, *size) -> one feature map per stage, finest first."""
+        return self.encoder(x)[self.n_before :]
+
+
+def _steps_of_two(stride: Sequence[int]) -> list[list[int]]:
+    """A stride as steps of at most two per axis: (4, 2) -> [[2, 2], [2, 1]]."""
+    steps = []
+    left = list(stride)
+    while max(left) > 2:
+        steps.append([min(2, s) for s in left])
+        left = [max(s // 2, 1) for s in left]
+    return [*steps, left]
 
 
 def build_backbone(config: SwIPEConfig, input_channels: int) -> nn.Module:
     """The backbone E_b that the plan names: (B, C, *size) -> a list of feature maps, finest first."""
     if config.backbone == "Res2Net":
         return Res2NetBackbone(config, input_channels)
-    return _dna_encoder(config, input_channels)
+    return StandardEncoder(config, input_channels)

@@ -146,5 +146,5 @@ def fit_source_frame(channels: Tensor) -> Tensor:
 
 
 def source_coordinates(p_image: Tensor, frame: Tensor) -> Tensor:
-    """p^S of positions (M, D) in image coordinates, each with its own frame (M, 3, D + 1); returns (M, 3)."""
+    """p^S of positions (..., D) in image coordinates, frames (..., 3, D + 1) that broadcast; returns (..., 3)."""
     return (frame[..., :-1] * p_image[..., None, :]).sum(-1) + frame[..., -1]

@@ -1,5 +1,6 @@
 """SwIPE: an encoder that embeds patches, and decoders that give the class of any continuous position (MICCAI 2023)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,11 @@ class PointLogits(NamedTuple):
     """D^P, each point decoded by neighbouring patches (SPO), (B, N * n_spo, K)."""
     embedding_norm: Tensor
     """Mean squared norm of the points' z^P plus that of z^I, a scalar."""
+
+
+def take_rows(table: Tensor, row: Tensor) -> Tensor:
+    """Rows (M, C) of a table (R, C). As `index_select`, whose gradient takes many times longer on the CPU."""
+    return table.gather(0, row[:, None].expand(-1, table.shape[1]))
 
 
 class SwIPENet(nn.Module):
@@ -172,8 +178,14 @@ class SwIPENet(nn.Module):
             # the first layer's term of z^P, computed for whichever is fewer, patches or points
             fewer_points = len(row) < len(table)
             term = layer(table.index_select(0, row)) if fewer_points else layer(table).index_select(0, row)
+            image_term = self._image_term(embeddings.image)
         return self._decode_patch(
-            term, embeddings.image, embeddings.source_frame, embeddings.size, points, sample, patches
+            points,
+            patches,
+            embeddings.size,
+            patch_term=term,
+            image_term=None if image_term is None else image_term.index_select(0, sample),
+            frame=None if embeddings.source_frame is None else embeddings.source_frame.index_select(0, sample),
         )
 
     def decode_blended(self, embeddings: Embeddings, points: Tensor, sample: Tensor) -> Tensor:
@@ -183,18 +195,25 @@ class SwIPENet(nn.Module):
         logits = self.decode(embeddings, points.repeat(n, 1), sample.repeat(n), patches.flatten(0, 1))
         return (logits.unflatten(0, (n, -1)) * weights[..., None]).sum(0)
 
+    def _image_term(self, z_image: Tensor) -> Tensor | None:
+        """What z^I (B, d) adds to the first layer of D^P, (B, features), if anything."""
+        return self.patch_decoder.image_layer(z_image) if self.config.global_conditioning else None
+
     def _decode_patch(
         self,
-        patch_term: Tensor,
-        z_image: Tensor,
-        frame: Tensor | None,
-        size: tuple[int, ...],
         points: Tensor,
-        sample: Tensor,
         patches: Tensor,
+        size: tuple[int, ...],
+        *,
+        patch_term: Tensor,
+        image_term: Tensor | None,
+        frame: Tensor | None,
     ) -> Tensor:
-        """D^P of points whose first-layer term of z^P is given: (M, K) float32."""
-        config, decoder = self.config, self.patch_decoder
+        """D^P of points (..., D) whose first-layer terms of z^P and z^I are given: (..., K) float32.
+
+        The term of z^I and the frame may be those of all points, (..., 1, features) and (..., 1, 3, D + 1).
+        """
+        config = self.config
         with full_precision(points.device):
             p_patch = patch_coordinates(points, patches, config.patch_size)
             position = [fourier_features(p_patch, config.fourier_frequencies)]
@@ -202,12 +221,9 @@ class SwIPENet(nn.Module):
             if config.global_conditioning:
                 position.append(p_image)
             if frame is not None:
-                position.append(source_coordinates(p_image, frame[sample]))
+                position.append(source_coordinates(p_image, frame))
         with network_precision(points.device):
-            image_term = None
-            if config.global_conditioning:
-                image_term = decoder.image_layer(z_image).index_select(0, sample)
-            logits = decoder(torch.cat(position, -1), patch_term, image_term)
+            logits = self.patch_decoder(torch.cat(position, -1), patch_term, image_term)
         return logits.float().clamp(-_MAX_LOGIT, _MAX_LOGIT)
 
     def forward(
@@ -230,27 +246,35 @@ class SwIPENet(nn.Module):
     def _forward_points(self, x: Tensor, points: Tensor, neighbours: Tensor | None) -> PointLogits:
         """A training step's outputs; embeds only the patches that the points need."""
         stages, z_image, frame = self._encode_stages(x)
+        size, grid = tuple(x.shape[2:]), stages[0].shape[1:-1]
         batch, n = points.shape[:2]
-        sample = torch.arange(batch, device=points.device).repeat_interleave(n)
-        flat = points.flatten(0, 1)
-        patches = patch_index(flat, self.config.patch_size, stages[0].shape[1:-1])
+        queries, patches = points, patch_index(points, self.config.patch_size, grid)
         n_spo = 0 if neighbours is None else neighbours.shape[2]
         if neighbours is not None:
             # own and neighbouring patches in one pass: one call per layer
-            patches = torch.cat((patches, neighbours.flatten(0, 2)))
-            flat = torch.cat((flat, flat.repeat_interleave(n_spo, 0)))
-            sample = torch.cat((sample, sample.repeat_interleave(n_spo)))
-        row = flat_index(torch.cat((sample[:, None], patches), 1), stages[0].shape[:-1])
+            queries = torch.cat((points, points.repeat_interleave(n_spo, 1)), 1)
+            patches = torch.cat((patches, neighbours.flatten(1, 2)), 1)
+        first_row = math.prod(grid) * torch.arange(batch, device=points.device)
+        row = (flat_index(patches, grid) + first_row[:, None]).flatten()
         with network_precision(points.device):
-            z_patch, _ = self.neck.embed([s.flatten(0, -2).index_select(0, row) for s in stages])
-            term = self.patch_decoder.patch_layer(z_patch)
-        logits = self._decode_patch(term, z_image, frame, tuple(x.shape[2:]), flat, sample, patches)
-        patch_logits, neighbour_logits = logits.split([batch * n, batch * n * n_spo])
-        norm = z_patch[: batch * n].float().square().sum(-1).mean() + z_image.float().square().sum(-1).mean()
+            features = take_rows(torch.cat([s.flatten(0, -2) for s in stages], 1), row)
+            z_patch, _ = self.neck.embed(features.chunk(len(stages), 1))
+            patch_term = self.patch_decoder.patch_layer(z_patch).unflatten(0, (batch, -1))
+            image_term = self._image_term(z_image)
+        logits = self._decode_patch(
+            queries,
+            patches,
+            size,
+            patch_term=patch_term,
+            image_term=None if image_term is None else image_term[:, None],
+            frame=None if frame is None else frame[:, None],
+        )
+        z_own = z_patch.unflatten(0, (batch, -1))[:, :n]
+        norm = z_own.float().square().sum(-1).mean() + z_image.float().square().sum(-1).mean()
         return PointLogits(
-            patch_logits.unflatten(0, (batch, n)),
-            self._decode_image(z_image, points, tuple(x.shape[2:])),
-            neighbour_logits.unflatten(0, (batch, n * n_spo)) if n_spo else None,
+            logits[:, :n],
+            self._decode_image(z_image, points, size),
+            logits[:, n:] if n_spo else None,
             norm,
         )
 

@@ -14,10 +14,19 @@ from nnunetv2_swipe.planners.label_statistics import thickness_mm
 MAX_PATCH_SIZE = 32
 MAX_PATCHES_PER_CROP = 1 << 15
 MAX_STAGES = 4
-FEATURES_AT_STRIDE = {1: 32, 2: 64, 4: 128, 8: 160, 16: 192, 32: 256}
-"""The paper's widths at the paper's strides (4 to 32), halved towards the input."""
-BLOCKS_AT_STRIDE_3D = {1: 1, 2: 2, 4: 3, 8: 4, 16: 6, 32: 3}
-BLOCKS_2D = 2
+BACKBONE = {2: "Res2Net", 3: "PlainConvEncoder"}
+"""In 2D the paper's; in 3D its groups of few channels learn slower and cost more than plain convolutions."""
+FEATURES_AT_STRIDE = {
+    2: {1: 32, 2: 64, 4: 128, 8: 160, 16: 192, 32: 256},
+    3: {1: 32, 2: 64, 4: 96, 8: 128, 16: 160, 32: 160},
+}
+"""In 2D the paper's widths at the paper's strides (4 to 32), halved towards the input."""
+BLOCKS_PER_STAGE = 2
+NECK_FEATURES = {2: 32, 3: 64}
+PATCH_DECODER_FEATURES = {2: (256, 256, 256), 3: (256, 256)}
+"""In 2D the paper's; in 3D two hidden layers are as accurate as its deeper decoder and a third faster."""
+INITIAL_LR = {2: 5e-4, 3: 2e-3}
+"""In 2D the paper's; in 3D its 7.5e-4 learns slower."""
 
 
 def derive_config(
@@ -44,24 +53,21 @@ def derive_config(
     patch = choose_patch_size(thickness, spacing, crop)
     strides, kernels = choose_stages(configuration["architecture"]["arch_kwargs"], patch)
     totals = _cumulative(strides)
-    n_stages = len(strides)
     voxels_thick = [thickness / s for s in spacing]
     return SwIPEConfig(
         patch_size=patch,
         embedding_dim=choose_embedding_dim(patch, num_classes),
-        backbone="Res2Net",
+        backbone=BACKBONE[dims],
         strides=strides,
         kernel_sizes=kernels,
-        features_per_stage=tuple(_at_stride(FEATURES_AT_STRIDE, max(t)) for t in totals),
-        n_blocks_per_stage=tuple(_at_stride(BLOCKS_AT_STRIDE_3D, max(t)) for t in totals)
-        if dims == 3
-        else (BLOCKS_2D,) * n_stages,
+        features_per_stage=tuple(_at_stride(FEATURES_AT_STRIDE[dims], max(t)) for t in totals),
+        n_blocks_per_stage=(BLOCKS_PER_STAGE,) * len(strides),
         norm_op="BatchNorm" if "batchnorm" in _norm_name(configuration) else "InstanceNorm",
-        neck_features=32,
+        neck_features=NECK_FEATURES[dims],
         rfb=True,
         cascade=True,
         multi_stage_attention=True,
-        patch_decoder_features=(256,) * (dims + 1),
+        patch_decoder_features=PATCH_DECODER_FEATURES[dims],
         image_decoder_features=(256, 128) if dims == 2 else (256, 256, 128),
         dropout=0.1,
         fourier_frequencies=max(patch).bit_length(),
@@ -76,7 +82,7 @@ def derive_config(
         patch_loss_weight=0.5,
         spo_loss_weight=0.1,
         embedding_loss_weight=1e-4,
-        initial_lr=5e-4 if dims == 2 else 7.5e-4,
+        initial_lr=INITIAL_LR[dims],
         weight_decay=1e-2,
         warmup_iterations=500,
         mise_levels=choose_mise_levels(voxels_thick),
