@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 PLAN_KEY = "swipe"
@@ -108,11 +108,7 @@ class SwIPEConfig:
 
     def total_strides(self) -> list[tuple[int, ...]]:
         """Stride of each stage relative to the input."""
-        totals, total = [], (1,) * self.dims
-        for stride in self.strides:
-            total = tuple(a * b for a, b in zip(total, stride, strict=True))
-            totals.append(total)
-        return totals
+        return total_strides(self.strides)
 
     def to_dict(self) -> dict[str, Any]:
         """The block as plain JSON types."""
@@ -141,6 +137,14 @@ class SwIPEConfig:
     def replace(self, **changes: Any) -> "SwIPEConfig":  # noqa: ANN401
         """A copy with some values changed, validated."""
         return self.from_dict({**self.to_dict(), **changes})
+
+
+def total_strides(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Stride of each stage relative to the input, from those relative to the stage before."""
+    totals = [tuple(strides[0])]
+    for stride in strides[1:]:
+        totals.append(tuple(a * b for a, b in zip(totals[-1], stride, strict=True)))
+    return totals
 
 
 def _to_lists(value: Any) -> Any:  # noqa: ANN401

@@ -131,6 +131,18 @@ def test_parts_share_the_work(models, tmp_path):
     }
 
 
+@pytest.mark.parametrize("planner", ["ExperimentPlanner", "nnUNetPlannerResEncM"])
+def test_prediction_by_a_model_of_a_stock_plan(models, images, tmp_path, planner):
+    assert models.is_dir()
+    plan(NUMBER, planner, "-c", "3d_fullres")
+    plans = {"ExperimentPlanner": "nnUNetPlans", "nnUNetPlannerResEncM": "nnUNetResEncUNetMPlans"}[planner]
+    model = ("-tr", "SwIPETrainer", "-p", plans)
+    train(NUMBER, "3d_fullres", 0, model=model)
+    (labels,) = predict(NUMBER, "3d_fullres", images, tmp_path, "--disable_tta", model=model)
+    np.testing.assert_allclose(geometry(labels), geometry(image_of(labels, images)), rtol=1e-5, atol=1e-4)
+    assert set(np.unique(read_labels(labels))) <= set(ORGANS.values())
+
+
 def test_model_folder_predicts_the_same(models, images, tmp_path):
     (by_name,) = predict(NUMBER, "3d_fullres", images, tmp_path / "name", "--disable_tta")
     folder = results(models, NAME, "3d_fullres")
@@ -310,6 +322,21 @@ def test_planner_options(models, options, key, value):
     assert configuration["data_identifier"] == "Other_3d_fullres"
     assert configuration["swipe"]["source_coordinates"] is (key == "spacing")
     plans_file(NAME, "Other").unlink()
+
+
+def test_memory_target_is_that_of_nnunets_planner(models):
+    """Here it halves the batch or the crop; the points per crop follow the crop."""
+    assert models.is_dir()
+    crops = {}
+    for planner in ("ExperimentPlanner", "SwIPEPlanner"):
+        options = ("--no_pp", "-gpu_memory_target", 0.3, "-overwrite_plans_name", planner)
+        plan(NUMBER, planner, "-c", "3d_fullres", *options)
+        crops[planner] = json.loads(plans_file(NAME, planner).read_text())["configurations"]["3d_fullres"]
+        plans_file(NAME, planner).unlink()
+    stock, ours = crops.values()
+    usual = json.loads(plans_file(NAME).read_text())["configurations"]["3d_fullres"]
+    assert (ours["patch_size"], ours["batch_size"]) == (stock["patch_size"], stock["batch_size"])
+    assert np.prod(ours["patch_size"]) < np.prod(usual["patch_size"])
 
 
 def test_undeclared_label_stops_the_planner_at_the_file(root):

@@ -27,6 +27,7 @@ ANISOTROPIC = {
 LAYOUTS = {
     "patches of one stage's stride": (3, {}),
     "anisotropic": (3, ANISOTROPIC),
+    "long anisotropic stride": (3, ANISOTROPIC | {"strides": ((1, 4, 4), (2, 2, 1))}),
     "patches smaller than the stride": (3, {"patch_size": (2,) * 3, "strides": ((4,) * 3, (2,) * 3)}),
     "patches larger than the stride": (2, {"patch_size": (16, 8)}),
     "patches of one voxel": (2, {"patch_size": (1, 1)}),
@@ -83,10 +84,11 @@ class TestEvaluation:
             assert torch.isfinite(logits).all()
         assert torch.equal(x, before)
 
+    @pytest.mark.parametrize("backbone", BACKBONES)
     @pytest.mark.parametrize(("dims", "changes"), LAYOUTS.values(), ids=LAYOUTS)
-    def test_any_layout_of_stages_and_patches(self, evaluated, dims, changes):
+    def test_any_layout_of_stages_and_patches(self, evaluated, backbone, dims, changes):
         size = (5, 19, 6)[:dims]
-        network, x, embeddings = evaluated(size, **changes)
+        network, x, embeddings = evaluated(size, backbone=backbone, **changes)
         patch = network.config.patch_size
         assert embeddings.patch.shape == (2, *(-(-n // p) for n, p in zip(size, patch, strict=True)), 16)
         logits = network(x)

@@ -14,6 +14,7 @@ from nnunet_helpers import (
     ABDOMEN,
     PLANS,
     call_command,
+    edit_json,
     nnunet_folders,
     plan,
     plans_file,
@@ -243,6 +244,30 @@ def test_data_are_shared_with_a_plan_of_the_same_preprocessing(change, shared):
     change(own)
     identifier = shared_identifier(own, "3d_fullres", [{"labels": {}}, ["no plan"], stock])
     assert identifier == ("nnUNetPlans_3d_fullres" if shared else "Own_3d_fullres")
+
+
+@pytest.mark.usefixtures("folders")
+def test_data_that_another_plan_uses_are_not_replaced():
+    other = json.loads(plans_file(ABDOMEN, "nnUNetPlans").read_text()) | {"plans_name": "Other"}
+    own = deepcopy(other)
+    other["configurations"]["3d_fullres"]["spacing"] = [4.0, 4.0, 4.0]
+    with pytest.raises(ValueError, match=r"(?s)'Other' uses the data in nnUNetPlans_3d_fullres.*overwrite_plans_name"):
+        shared_identifier(own, "3d_fullres", [other])
+
+
+def test_data_of_a_plan_whose_name_begins_alike_are_kept(data_folder):
+    """They are another plan's as much as those of a plan with any other name."""
+    longer = data_folder.parent / f"{PLANS}_24G_3d_fullres"
+    data_folder.rename(longer)
+    plans = plans_file(ABDOMEN).read_text()
+    try:
+        edit_json(plans_file(ABDOMEN), edit((*IN_CONFIGURATION, "data_identifier"), longer.name))
+        before = stamps(longer)
+        preprocess()
+        assert stamps(longer) == before
+    finally:
+        plans_file(ABDOMEN).write_text(plans)
+        longer.rename(data_folder)
 
 
 @pytest.mark.usefixtures("folders")

@@ -76,8 +76,9 @@ def test_the_plan_and_the_dataset_decide_norm_and_regions():
         ({"batch_size": "2"}, "'batch_size' is '2'"),
         ({"spacing": [1.0, 1.0]}, r"'spacing' \[1\.0, 1\.0\]"),
         ({"patch_size": [40], "spacing": [1.0]}, r"'patch_size' \[40\]"),
-        ({"architecture": {}}, "no 'strides'"),
-        ({"architecture": {"arch_kwargs": {"strides": [[1, 1, 1]]}}}, "no 'kernel_sizes'"),
+        ({"architecture": {}}, "'strides' of the architecture is None"),
+        ({"architecture": {"arch_kwargs": {"strides": [[1, 1, 1]]}}}, "'kernel_sizes' of the architecture is None"),
+        ({"architecture": {"arch_kwargs": {"strides": [[1, 1]]}}}, "it must have 3 axes per stage"),
     ],
 )
 def test_plan_of_another_version_or_with_nonsense_is_refused_by_key(change, named):

@@ -139,16 +139,18 @@ def test_a_resumed_training_goes_on_as_if_it_had_never_stopped(planned, trained)
     assert resumed["lrs"] == pytest.approx(whole["lrs"], rel=1e-6)
 
 
+def predict(planned, output, *model):
+    images = planned.root / "nnUNet_raw" / ABDOMEN / "imagesTs"
+    arguments = ("-i", images, "-o", output, "-d", 901, "-c", "3d_fullres", "-f", 0, "-npp", 1, "-nps", 1)
+    run_command("nnUNetv2_predict", *arguments, *model, *ON_CPU, "--save_probabilities", variables=planned.variables)
+    return output
+
+
 @pytest.fixture(scope="module")
 def predicted(planned, trained):
     """The test image as nnUNetv2_predict labels it."""
     assert trained.is_dir()
-    output = planned.root / "predicted"
-    arguments = ("-i", planned.root / "nnUNet_raw" / ABDOMEN / "imagesTs", "-o", output, "-d", 901, "-c", "3d_fullres")
-    run_command(
-        "nnUNetv2_predict", *arguments, *MODEL, *ON_CPU, "-f", 0, "-npp", 1, "-nps", 1, variables=planned.variables
-    )
-    return output
+    return predict(planned, planned.root / "predicted", *MODEL)
 
 
 def test_prediction_lies_on_the_images_grid(planned, predicted):
@@ -156,6 +158,17 @@ def test_prediction_lies_on_the_images_grid(planned, predicted):
     image = planned.root / "nnUNet_raw" / ABDOMEN / "imagesTs" / labels.name.replace(".nii.gz", "_0000.nii.gz")
     np.testing.assert_allclose(geometry(labels), geometry(image), rtol=1e-5, atol=1e-4)
     assert set(np.unique(read_labels(labels))) <= set(range(6))
+
+
+def test_ensemble_of_two_models(planned, predicted, trained_on_stock_plan):
+    assert trained_on_stock_plan.is_dir()
+    members = (predicted, predict(planned, planned.root / "by_stock_plan", "-tr", "SwIPETrainer"))
+    output = planned.root / "ensemble"
+    run_command("nnUNetv2_ensemble", "-i", *members, "-o", output, "-np", 1, variables=planned.variables)
+    (labels,) = output.glob("*.nii.gz")
+    file = labels.name.replace(".nii.gz", ".npz")
+    mean = sum(np.load(member / file)["probabilities"] for member in members) / 2
+    np.testing.assert_array_equal(read_labels(labels), mean.argmax(0))
 
 
 @pytest.fixture(scope="module")

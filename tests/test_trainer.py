@@ -170,6 +170,17 @@ def test_invalid_edit_is_named(key, value):
         make(edit=lambda c: c["swipe"].update({key: value}))
 
 
+@pytest.mark.parametrize(("key", "value"), [("spacing", None), ("patch_size", [16, 0, 16]), ("batch_size", "2")])
+def test_invalid_edit_of_nnunets_own_values_is_named(key, value):
+    with pytest.raises(ValueError, match=f"nnU-Net plan: '{key}'"):
+        make(edit=lambda c: c.update({key: value}))
+
+
+def test_regions_that_the_dataset_does_not_have_are_refused():
+    with pytest.raises(ValueError, match=r'"regions" is True, but dataset\.json declares exclusive classes'):
+        make(edit=lambda c: c["swipe"].update(regions=True))
+
+
 def test_block_of_another_dimension_is_refused():
     block = json.loads(plans_file(FUNDUS).read_text())["configurations"]["2d"]["swipe"]
     with pytest.raises(ValueError, match='"patch_size" has 2 axes'):
@@ -180,6 +191,13 @@ def test_another_preprocessor_brings_no_source_coordinates():
     trainer = make(plans="nnUNetPlans", edit=lambda c: c.update(preprocessor_name="AnotherPreprocessor"))
     assert trainer.config.source_coordinates is False
     assert trainer.configuration_manager.preprocessor_name == "AnotherPreprocessor"
+
+
+def test_without_source_coordinates_no_frame_is_asked_for():
+    """Not even on the plan of a model folder that has them."""
+    frame = "SwIPEPreprocessor_withSourceFrame"
+    trainer = make(trainers.SwIPETrainer_noSourceCoordinates, edit=lambda c: c.update(preprocessor_name=frame))
+    assert trainer.configuration_manager.preprocessor_name == "SwIPEPreprocessor"
 
 
 def test_checkpoint_restores_network_optimizer_and_epoch(tmp_path):
@@ -249,12 +267,23 @@ def test_schedule_follows_the_variables(monkeypatch, epochs, iterations, validat
     assert (trainer.num_val_iterations_per_epoch, trainer.save_every) == (validations, save_every)
 
 
-def test_broken_image_is_named_by_its_case():
+@pytest.mark.parametrize("step", ["train_step", "validation_step"])
+def test_broken_image_is_named_by_its_case_before_the_weights_change(step):
     trainer = make()
     batch = start(trainer)
     batch["data"][1, -1, 0, 0, 0] = torch.nan
     batch["keys"] = ["sound", "broken"]
     with pytest.raises(RuntimeError, match="preprocessed image of broken holds NaN"):
+        getattr(trainer, step)(batch)
+    assert all(torch.isfinite(p).all() for p in trainer.network.parameters())
+
+
+def test_divergence_stops_the_training():
+    trainer = make()
+    batch = start(trainer)
+    with torch.no_grad():
+        trainer.network.patch_decoder.seg_layers.bias[0] = torch.nan
+    with pytest.raises(RuntimeError, match=r'(?s)epoch 0 is not finite, although .* Lower "initial_lr"'):
         trainer.train_step(batch)
 
 

@@ -189,7 +189,7 @@ class StandardEncoder(nn.Module):
     """nnU-Net's own encoders with the plan's stages.
 
     Their convolutions carry the stride and would skip voxels where it exceeds two. What is more in the first stage is
-    taken beforehand, in steps of two, by blocks of half its width each.
+    taken beforehand, in steps of two, each by one block of half the next one's width.
     """
 
     def __init__(self, config: SwIPEConfig, input_channels: int) -> None:

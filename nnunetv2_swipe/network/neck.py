@@ -82,8 +82,9 @@ class Neck(nn.Module):
     The second half works on any selection of patches: a training step embeds only those that its points need.
     """
 
-    def __init__(self, config: SwIPEConfig, channels: Sequence[int]) -> None:
+    def __init__(self, config: SwIPEConfig) -> None:
         super().__init__()
+        channels = config.features_per_stage
         dims, h, d = config.dims, config.neck_features, config.embedding_dim
         self.patch_size = config.patch_size
         self.strides = config.total_strides()

@@ -79,10 +79,9 @@ class SwIPENet(nn.Module):
     def __init__(self, config: SwIPEConfig, input_channels: int, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        self.num_classes = num_classes
         self.input_channels = input_channels
         self.backbone = build_backbone(config, input_channels)
-        self.neck = Neck(config, config.features_per_stage)
+        self.neck = Neck(config)
         dims, d = config.dims, config.embedding_dim
         position = dims * (1 + 2 * config.fourier_frequencies)
         if config.global_conditioning:

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
-from nnunetv2_swipe.planners.self_configuration import derive_config
+from nnunetv2_swipe.planners.self_configuration import check_configuration, derive_config
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 SWIPE_PREPROCESSOR = "SwIPEPreprocessor"
@@ -52,7 +52,7 @@ def read_block(configuration_manager: ConfigurationManager) -> SwIPEConfig:
     """The validated settings of a configuration.
 
     Raises:
-        ValueError: The plan has no block, or its values are not possible.
+        ValueError: The plan has no block, or its values or those of nnU-Net are not possible.
     """
     block = configuration_manager.configuration.get(PLAN_KEY)
     if block is None:
@@ -60,6 +60,7 @@ def read_block(configuration_manager: ConfigurationManager) -> SwIPEConfig:
             f"This plan has no {PLAN_KEY!r} block for the configuration. A model folder written by SwIPETrainer has "
             "one; was its plans.json replaced?"
         )
+    check_configuration(configuration_manager.configuration)
     config = SwIPEConfig.from_dict(block)
     if config.dims != len(configuration_manager.patch_size):
         crop = configuration_manager.patch_size
@@ -93,24 +94,30 @@ def with_swipe_block(
     """
     plan: dict[str, Any] = deepcopy(dict(plans))
     manager = PlansManager(plan)
+    labels = manager.get_label_manager(dataset_json)
     block = manager.get_configuration(configuration).configuration.get(PLAN_KEY)
     if block is None:
         block = _block_of_model_folder(manager, configuration, trainer_name)
     if block is None:
-        labels = manager.get_label_manager(dataset_json)
         statistics = _statistics_of_preprocessed_dataset(manager, labels, dataset_json["file_ending"])
         block = derive_block(plan, configuration, labels, statistics).to_dict()
     config = SwIPEConfig.from_dict(block).replace(**changes)
+    if config.regions != labels.has_regions:
+        kind = "overlapping regions" if labels.has_regions else "exclusive classes"
+        raise ValueError(f'SwIPE plan: "regions" is {config.regions}, but dataset.json declares {kind}.')
     entry = plan["configurations"][configuration]
     entry[PLAN_KEY] = config.to_dict()
+    configured = manager.get_configuration(configuration).configuration
     if config.source_coordinates:
-        name = data_preprocessor(manager.get_configuration(configuration).configuration)
+        name = data_preprocessor(configured)
         if name != STOCK_PREPROCESSOR:
             raise ValueError(
                 f'SwIPE plan: "source_coordinates" is true, but the preprocessor {name!r} cannot bring them to the '
                 'network. Set "source_coordinates" to false, or "preprocessor_name" to "DefaultPreprocessor".'
             )
         entry["preprocessor_name"] = FRAME_PREPROCESSOR
+    elif configured["preprocessor_name"] == FRAME_PREPROCESSOR:
+        entry["preprocessor_name"] = SWIPE_PREPROCESSOR
     return plan
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.config import SwIPEConfig, total_strides
 from nnunetv2_swipe.planners.label_statistics import thickness_mm
 
 MAX_PATCH_SIZE = 32
@@ -45,14 +45,15 @@ def derive_config(
         ValueError: The configuration lacks a key or holds an impossible value, as of another version of nnU-Net or
             after editing.
     """
-    _check_configuration(configuration)
+    check_configuration(configuration)
     spacing = [float(s) for s in configuration["spacing"]]
     crop = [int(n) for n in configuration["patch_size"]]
     dims = len(crop)
     thickness = structure_thickness_mm(statistics, spacing, crop)
     patch = choose_patch_size(thickness, spacing, crop)
-    strides, kernels = choose_stages(configuration["architecture"]["arch_kwargs"], patch)
-    totals = _cumulative(strides)
+    architecture = configuration["architecture"]["arch_kwargs"]
+    strides, kernels = choose_stages(architecture, patch)
+    totals = total_strides(strides)
     voxels_thick = [thickness / s for s in spacing]
     return SwIPEConfig(
         patch_size=patch,
@@ -62,7 +63,7 @@ def derive_config(
         kernel_sizes=kernels,
         features_per_stage=tuple(_at_stride(FEATURES_AT_STRIDE[dims], max(t)) for t in totals),
         n_blocks_per_stage=(BLOCKS_PER_STAGE,) * len(strides),
-        norm_op="BatchNorm" if "batchnorm" in _norm_name(configuration) else "InstanceNorm",
+        norm_op="BatchNorm" if "batchnorm" in str(architecture.get("norm_op")).lower() else "InstanceNorm",
         neck_features=NECK_FEATURES[dims],
         rfb=True,
         cascade=True,
@@ -92,7 +93,7 @@ def derive_config(
     )
 
 
-def _check_configuration(configuration: Mapping[str, Any]) -> None:
+def check_configuration(configuration: Mapping[str, Any]) -> None:
     """ValueError naming the first key of an nnU-Net configuration that SwIPE cannot work with."""
     architecture = configuration.get("architecture", {}).get("arch_kwargs", {})
     dims = len(configuration.get("patch_size", ()))
@@ -107,10 +108,11 @@ def _check_configuration(configuration: Mapping[str, Any]) -> None:
             "both have two or three axes. Plan the dataset again."
         )
     for key in ("strides", "kernel_sizes"):
-        if not architecture.get(key):
+        stages = architecture.get(key)
+        if not stages or not all(isinstance(s, int) or len(s) == dims for s in stages):
             raise ValueError(
-                f"nnU-Net plan: the architecture has no {key!r}. The plan is of another version of nnU-Net or was "
-                "edited; plan the dataset again."
+                f"nnU-Net plan: {key!r} of the architecture is {stages!r}; it must have {dims} axes per stage. The "
+                "plan is of another version of nnU-Net or was edited; plan the dataset again."
             )
 
 
@@ -149,8 +151,8 @@ def choose_stages(
     """
     strides = [_per_axis(s, len(patch)) for s in architecture["strides"]]
     kernels = [_per_axis(k, len(patch)) for k in architecture["kernel_sizes"]]
-    totals = _cumulative(strides)
-    # the last stage that is nowhere coarser than a patch
+    totals = total_strides(strides)
+    # the last stage that is nowhere coarser than a patch, or than the paper's first
     fine = [i for i, total in enumerate(totals) if all(t <= min(p, 4) for t, p in zip(total, patch, strict=True))]
     first = fine[-1] if fine else 0
     return (totals[first], *strides[first + 1 : first + MAX_STAGES]), tuple(kernels[first : first + MAX_STAGES])
@@ -193,16 +195,5 @@ def _per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     return (int(value),) * dims if isinstance(value, int) else tuple(int(v) for v in value)
 
 
-def _cumulative(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    totals: list[tuple[int, ...]] = []
-    for s in strides:
-        totals.append(tuple(a * b for a, b in zip(totals[-1], s, strict=True)) if totals else tuple(s))
-    return totals
-
-
 def _at_stride(table: Mapping[int, int], stride: int) -> int:
     return table[min(stride, max(table))]
-
-
-def _norm_name(configuration: Mapping[str, Any]) -> str:
-    return str(configuration["architecture"]["arch_kwargs"].get("norm_op")).lower()

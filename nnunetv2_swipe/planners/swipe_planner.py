@@ -78,15 +78,28 @@ class SwIPEPlanner(ExperimentPlanner):
 
 
 def shared_identifier(plans: Mapping[str, Any], name: str, others: Iterable[Any]) -> str:
-    """Data folder of another plan whose preprocessing of this configuration is the same, else the plan's own."""
+    """Data folder of another plan whose preprocessing of this configuration is the same, else the plan's own.
+
+    Raises:
+        ValueError: Another plan uses the plan's own folder, with another preprocessing.
+    """
     own = plans["configurations"][name]
+    users = []
     for other in others:
         candidate = other.get("configurations", {}).get(name, {}) if isinstance(other, dict) else {}
+        if "data_identifier" not in candidate:
+            continue
         if (
-            "data_identifier" in candidate
-            and data_preprocessor(candidate) == data_preprocessor(own)
+            data_preprocessor(candidate) == data_preprocessor(own)
             and all(candidate.get(k) == own.get(k) for k in _PREPROCESSING_KEYS)
             and all(other.get(k) == plans.get(k) for k in _PREPROCESSING_KEYS_OF_PLAN)
         ):
             return candidate["data_identifier"]
+        if candidate["data_identifier"] == own["data_identifier"]:
+            users.append(other.get("plans_name"))
+    if users:
+        raise ValueError(
+            f"The plan {users[0]!r} uses the data in {own['data_identifier']}, which this plan would replace by data "
+            "preprocessed otherwise. Give this plan another name with -overwrite_plans_name."
+        )
     return own["data_identifier"]

@@ -28,7 +28,7 @@ class ImageWithSourceFrame:
     def __getitem__(self, item: slice | tuple[slice, ...]) -> np.ndarray:
         """Read a box of all channels; the first slice must be `:`."""
         box = item if isinstance(item, tuple) else (item,)
-        if box[0] not in (slice(None), Ellipsis):
+        if box[0] != slice(None) and item is not Ellipsis:
             raise IndexError("An image with source frame is read with all its channels, as image[:, z, y, x].")
         box = (slice(None), *box[1:]) + (slice(None),) * (self.ndim - len(box))
         image = np.asarray(self.data[box])

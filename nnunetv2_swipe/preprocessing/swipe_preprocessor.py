@@ -67,7 +67,7 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         base = Path(nnUNet_preprocessed) / dataset_name
         plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
         configuration = plans_manager.get_configuration(configuration_name)
-        shared = not configuration.data_identifier.startswith(f"{plans_identifier}_")
+        shared = configuration.data_identifier != f"{plans_identifier}_{configuration_name}"
         if shared and _is_up_to_date(base / configuration.data_identifier, dataset_name, plans_manager, configuration):
             logger.warning("Using the data in %s, preprocessed before.", base / configuration.data_identifier)
             return

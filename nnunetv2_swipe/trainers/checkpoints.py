@@ -6,17 +6,15 @@ from torch import nn
 from nnunetv2_swipe.config import PLAN_KEY
 
 
-def check_checkpoint(filename_or_checkpoint: dict | str, network: nn.Module) -> None:
+def check_checkpoint(filename: str, network: nn.Module) -> None:
     """RuntimeError if a checkpoint is damaged or its tensors differ from the network's, naming the first."""
-    checkpoint = filename_or_checkpoint
-    if isinstance(checkpoint, str):
-        try:
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        except Exception as e:
-            raise RuntimeError(
-                f"The checkpoint {filename_or_checkpoint} cannot be read ({e}). It is damaged or was cut off while "
-                "being written; use another one (checkpoint_best.pth) or train without --c."
-            ) from e
+    try:
+        checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
+    except Exception as e:
+        raise RuntimeError(
+            f"The checkpoint {filename} cannot be read ({e}). It is damaged or was cut off while being written; use "
+            "another one (checkpoint_best.pth) or train without --c."
+        ) from e
     if "network_weights" not in checkpoint:
         raise RuntimeError("The file is not a checkpoint of nnU-Net: it holds no 'network_weights'.")
     network = getattr(network, "module", network)

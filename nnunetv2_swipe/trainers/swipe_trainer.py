@@ -11,6 +11,7 @@ from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
@@ -131,11 +132,33 @@ class SwIPETrainer(nnUNetTrainer):
         with torch.autocast("cuda") if self.device.type == "cuda" else dummy_context():
             outputs = self.network(data, sample.points, sample.neighbours)
             loss = self.loss.points(outputs, sample)
-        self._update(loss)
         value = loss.detach().cpu().numpy()
         if not np.isfinite(value):
-            _raise_if_not_finite(data, batch.get("keys", []))
+            self._diagnose(batch)
+        self._update(loss)
         return {"loss": value}
+
+    def validation_step(self, batch: dict) -> dict:
+        """As nnU-Net's; an image that is not finite is named."""
+        outputs = super().validation_step(batch)
+        if not np.isfinite(outputs["loss"]):
+            self._diagnose(batch)
+        return outputs
+
+    def _diagnose(self, batch: dict) -> None:
+        """RuntimeError that says why the loss is not finite; in half precision, which may overflow, only if known."""
+        finite = torch.isfinite(batch["data"].flatten(1)).all(1).tolist()
+        broken = [str(key) for key, ok in zip(batch["keys"], finite, strict=True) if not ok]
+        if broken:
+            raise RuntimeError(
+                f"The preprocessed image of {', '.join(broken)} holds NaN or infinite values. Correct the image and "
+                "preprocess the dataset again."
+            )
+        if self.grad_scaler is None:
+            raise RuntimeError(
+                f"The loss of epoch {self.current_epoch} is not finite, although the images are: training diverged. "
+                f'Lower "initial_lr" in the {PLAN_KEY!r} block of the plan and train again.'
+            )
 
     def _update(self, loss: torch.Tensor) -> None:
         """Backward pass, clipping and optimizer step, as nnU-Net's."""
@@ -151,7 +174,7 @@ class SwIPETrainer(nnUNetTrainer):
         scaler.step(self.optimizer)
         scaler.update()
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """As nnU-Net's; a damaged file or another network is named.
 
         Raises:
@@ -171,14 +194,3 @@ def _positive_integer(variable: str, default: int) -> int:
     if not text.isdigit() or int(text) == 0:
         raise ValueError(f"The environment variable {variable} is {text!r}; it must be a positive integer.")
     return int(text)
-
-
-def _raise_if_not_finite(data: torch.Tensor, keys: list[str]) -> None:
-    """RuntimeError naming the cases of a batch whose images hold NaN or infinity."""
-    finite = torch.isfinite(data.flatten(1)).all(1).tolist()
-    broken = [str(k) for k, ok in zip(keys, finite, strict=False) if not ok]
-    if broken:
-        raise RuntimeError(
-            f"The preprocessed image of {', '.join(broken)} holds NaN or infinite values. Correct the image and "
-            "preprocess the dataset again."
-        )
