@@ -59,11 +59,6 @@ class PointLogits(NamedTuple):
     """Mean squared norm of the points' z^P plus that of z^I, a scalar."""
 
 
-def take_rows(table: Tensor, row: Tensor) -> Tensor:
-    """Rows (M, C) of a table (R, C). As `index_select`, whose gradient takes many times longer on the CPU."""
-    return table.gather(0, row[:, None].expand(-1, table.shape[1]))
-
-
 class SwIPENet(nn.Module):
     """Swift implicit patch embeddings, in 2D and 3D.
 
@@ -256,8 +251,7 @@ class SwIPENet(nn.Module):
         first_row = math.prod(grid) * torch.arange(batch, device=points.device)
         row = (flat_index(patches, grid) + first_row[:, None]).flatten()
         with network_precision(points.device):
-            features = take_rows(torch.cat([s.flatten(0, -2) for s in stages], 1), row)
-            z_patch, _ = self.neck.embed(features.chunk(len(stages), 1))
+            z_patch, _ = self.neck.embed([s.flatten(0, -2).index_select(0, row) for s in stages])
             patch_term = self.patch_decoder.patch_layer(z_patch).unflatten(0, (batch, -1))
             image_term = self._image_term(z_image)
         logits = self._decode_patch(
