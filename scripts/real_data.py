@@ -110,9 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def main() -> None:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a training on real data."""
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--data", type=Path, required=True, help="folder with the real datasets")
     parser.add_argument("--folder", type=Path, default=Path("real_data"), help="work folder")
@@ -121,6 +120,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=250, help="per epoch")
     parser.add_argument("--device", default="cpu")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
     try:
         run(parser.parse_args())
     except DemoError as error:

@@ -1,47 +1,43 @@
 """MISE against decoding every voxel, on shapes whose labels are known everywhere."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from nnunetv2_swipe.inference import mise
-from nnunetv2_swipe.inference.mise import decode_dense
+from nnunetv2_swipe.inference import voxel_decoder
+from nnunetv2_swipe.inference.mise import decode_coarse_to_fine, redecode_borders
 from nnunetv2_swipe.network.coordinates import voxel_centres
-from nnunetv2_swipe.network.swipe_net import Embeddings
 
 SIZES = [(21, 18), (16, 16), (1, 33), (33, 2), (9, 12, 17), (8, 8, 8), (1, 14, 11), (2, 3, 5)]
 
 
-class AnalyticNetwork:
-    """Stands for SwIPENet: its logits are a function of position and sample, and it notes what it was asked."""
+class AnalyticDecoder:
+    """Its logits are a function of position and sample, and it notes which voxels it was asked for."""
 
-    def __init__(self, config, field):
-        self.config = config
-        self.field = field
+    def __init__(self, field, size, batch=1):
+        self.field, self.size, self.batch = field, size, batch
+        self.voxels = voxel_centres(size)
         self.asked = []
 
-    def decode(self, _, points, sample):
-        self.asked.append(torch.cat((sample[:, None].float(), points), 1))
-        return self.field(points, sample)
+    def __call__(self, index):
+        self.asked.append(index)
+        return self.field(self.voxels[index % len(self.voxels)], index // len(self.voxels))
 
-    def decode_blended(self, _, points, sample):
-        """Told apart from `decode` by its sign."""
-        return -self.decode(_, points, sample)
-
-    def decode_dense(self, size, batch=1):
-        nothing = torch.zeros(batch, 1)
-        return decode_dense(self, Embeddings(nothing, nothing, None, None, size))
+    def dense(self, levels, margin=1.0, regions=False):
+        return decode_coarse_to_fine(
+            self, self.batch, self.size, levels=levels, margin=margin, regions=regions, device=torch.device("cpu")
+        )
 
     @property
     def n_decoded(self):
         return sum(map(len, self.asked))
 
-    def every_voxel(self, size, batch=1):
+    def every_voxel(self):
         """The oracle: the function itself, (batch, K, *size)."""
-        voxels = voxel_centres(size)
-        samples = (torch.full((len(voxels),), b) for b in range(batch))
-        return torch.stack([self.field(voxels, s).T.reshape(-1, *size) for s in samples])
+        samples = (torch.full((len(self.voxels),), b) for b in range(self.batch))
+        return torch.stack([self.field(self.voxels, s).T.reshape(-1, *self.size) for s in samples])
 
 
 def distance(points, centre):
@@ -109,13 +105,12 @@ def lattice_points(size, step):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize(("shape", "steepness"), [(ball, 1), (cells, 2), (shells, 1)])
-def test_labels_are_those_of_every_voxel(tiny_config, size, levels, shape, steepness):
+def test_labels_are_those_of_every_voxel(size, levels, shape, steepness):
     """Certain if no margin can vanish within half a cell's diagonal: the margin changes by `steepness` per voxel."""
     margin = 1.01 * steepness * 2**levels * math.sqrt(len(size)) / 2
     regions = shape is shells
-    config = tiny_config(len(size), mise_levels=levels, mise_margin=margin, regions=regions)
-    network = AnalyticNetwork(config, shape(size))
-    found, expected = network.decode_dense(size), network.every_voxel(size)
+    decoder = AnalyticDecoder(shape(size), size)
+    found, expected = decoder.dense(levels, margin, regions), decoder.every_voxel()
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
     assert found.is_contiguous()
@@ -123,35 +118,35 @@ def test_labels_are_those_of_every_voxel(tiny_config, size, levels, shape, steep
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_without_levels_every_voxel_is_decoded_once(tiny_config, size):
-    network = AnalyticNetwork(tiny_config(len(size), mise_levels=0), ball(size))
-    torch.testing.assert_close(network.decode_dense(size), network.every_voxel(size))
-    assert network.n_decoded == math.prod(size)
+def test_without_levels_every_voxel_is_decoded_once(size):
+    decoder = AnalyticDecoder(ball(size), size)
+    torch.testing.assert_close(decoder.dense(levels=0), decoder.every_voxel())
+    assert decoder.n_decoded == math.prod(size)
 
 
-@pytest.mark.parametrize("size", [(17, 17, 17), (14, 11)])
-def test_a_large_margin_decodes_the_whole_lattice(tiny_config, size):
-    network = AnalyticNetwork(tiny_config(len(size), mise_levels=2, mise_margin=1e9), ball(size))
-    torch.testing.assert_close(network.decode_dense(size), network.every_voxel(size))
-    # it may reach beyond the crop, to the next multiple of four
-    assert network.n_decoded == math.prod(4 * -(-(n - 1) // 4) + 1 for n in size)
+@pytest.mark.parametrize("size", [(17, 17, 17), (14, 11), (40, 2)])
+def test_a_large_margin_decodes_the_whole_lattice(size):
+    decoder = AnalyticDecoder(ball(size), size)
+    torch.testing.assert_close(decoder.dense(levels=2, margin=1e9), decoder.every_voxel())
+    # it may reach beyond the crop, to the next whole cell
+    assert decoder.n_decoded == math.prod(min(4, n) * -(-(n - 1) // min(4, n)) + 1 for n in size)
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_few_points_are_decoded_and_none_twice(tiny_config, levels):
+def test_few_points_are_decoded_and_none_twice(levels):
     size = (33, 33, 33)
     n_decoded = []
     for margin in (0.0, 1.0, 4.0):
-        network = AnalyticNetwork(tiny_config(mise_levels=levels, mise_margin=margin), ball(size))
-        found = network.decode_dense(size)
-        assert len(torch.cat(network.asked).unique(dim=0)) == network.n_decoded
-        n_decoded.append(network.n_decoded)
-    assert torch.equal(labels(found), labels(network.every_voxel(size)))
+        decoder = AnalyticDecoder(ball(size), size)
+        found = decoder.dense(levels, margin)
+        assert len(torch.cat(decoder.asked).unique()) == decoder.n_decoded
+        n_decoded.append(decoder.n_decoded)
+    assert torch.equal(labels(found), labels(decoder.every_voxel()))
     assert lattice_points(size, 2**levels) < n_decoded[0] < n_decoded[1] < n_decoded[2]
     assert n_decoded[1] < 0.5 * math.prod(size)
 
 
-def test_each_sample_is_refined_by_itself(tiny_config):
+def test_each_sample_is_refined_by_itself():
     size, step = (13, 17), 4
     centres, radii = torch.tensor([[6.0, 8.0], [3.3, 4.1], [8.2, 12.7]]), torch.tensor([-50.0, 3.4, 4.6])
 
@@ -159,64 +154,64 @@ def test_each_sample_is_refined_by_itself(tiny_config):
         depth = radii[sample] - distance(points, centres[sample])
         return torch.stack((torch.zeros_like(depth), depth), -1)
 
-    network = AnalyticNetwork(tiny_config(2, mise_levels=2, mise_margin=3.0), field)
-    found, expected = labels(network.decode_dense(size, batch=3)), labels(network.every_voxel(size, batch=3))
+    decoder = AnalyticDecoder(field, size, batch=3)
+    found, expected = labels(decoder.dense(levels=2, margin=3.0)), labels(decoder.every_voxel())
     assert torch.equal(found, expected)
     assert expected.flatten(1).any(1).tolist() == [False, True, True]
     # the empty one is not refined
-    assert (torch.cat(network.asked)[:, 0] == 0).sum() == lattice_points(size, step)
+    assert (torch.cat(decoder.asked) < math.prod(size)).sum() == lattice_points(size, step)
 
 
 class TestThinStructures:
     @pytest.mark.parametrize("levels", [1, 2, 3])
-    def test_a_plate_on_the_lattice_is_found_by_its_labels(self, tiny_config, levels):
-        size = (21, 10, 9)
-        network = AnalyticNetwork(tiny_config(mise_levels=levels, mise_margin=0.0), plate(8))
-        assert torch.equal(labels(network.decode_dense(size)), labels(network.every_voxel(size)))
+    def test_a_plate_on_the_lattice_is_found_by_its_labels(self, levels):
+        decoder = AnalyticDecoder(plate(8), (21, 10, 9))
+        assert torch.equal(labels(decoder.dense(levels, margin=0.0)), labels(decoder.every_voxel()))
 
     @pytest.mark.parametrize(("margin", "found"), [(0.0, False), (1.5, True)])
-    def test_a_plate_between_lattice_planes_is_found_by_its_margin(self, tiny_config, margin, found):
+    def test_a_plate_between_lattice_planes_is_found_by_its_margin(self, margin, found):
         """On the planes nearest to it, two voxels away, the margin is 1.4."""
-        size = (21, 10, 9)
-        network = AnalyticNetwork(tiny_config(mise_levels=2, mise_margin=margin), plate(10))
-        result, expected = labels(network.decode_dense(size)), labels(network.every_voxel(size))
+        decoder = AnalyticDecoder(plate(10), (21, 10, 9))
+        result, expected = labels(decoder.dense(2, margin)), labels(decoder.every_voxel())
         assert torch.equal(result, expected if found else torch.zeros_like(expected))
 
     @pytest.mark.parametrize("size", [(16, 24), (16, 9, 24)])
     @pytest.mark.parametrize("levels", [1, 2, 3])
-    def test_a_rod_is_followed_from_where_it_was_seen(self, tiny_config, size, levels):
+    def test_a_rod_is_followed_from_where_it_was_seen(self, size, levels):
         """Points that were interpolated on a coarse level are decoded once a finer level contradicts them."""
-        network = AnalyticNetwork(tiny_config(len(size), mise_levels=levels, mise_margin=0.0), rod)
-        assert torch.equal(labels(network.decode_dense(size)), labels(network.every_voxel(size)))
+        decoder = AnalyticDecoder(rod, size)
+        assert torch.equal(labels(decoder.dense(levels, margin=0.0)), labels(decoder.every_voxel()))
+
+    @pytest.mark.parametrize("n", [20, 21, 22])
+    @pytest.mark.parametrize("levels", [1, 2, 3])
+    def test_the_last_plane_of_the_crop_is_seen(self, n, levels):
+        """The lattice's last point stands for the last voxel, wherever the lattice ends."""
+        decoder = AnalyticDecoder(plate(n - 1), (n, 10, 9))
+        assert torch.equal(labels(decoder.dense(levels, margin=0.0)), labels(decoder.every_voxel()))
 
 
-@pytest.mark.parametrize("levels", [0, 2])
-@pytest.mark.parametrize(("decoding", "sign"), [("own", 1), ("blended", -1)])
-def test_the_plan_says_how_points_are_decoded(tiny_config, levels, decoding, sign):
-    size = (9, 10)
-    network = AnalyticNetwork(tiny_config(2, mise_levels=levels, mise_margin=1e9, decoding=decoding), ball(size))
-    torch.testing.assert_close(network.decode_dense(size), sign * network.every_voxel(size))
-
-
-@pytest.mark.parametrize("levels", [0, 2])
-def test_chunks_bound_the_points_and_change_nothing(tiny_config, levels, monkeypatch):
-    size = (9, 14, 11)
-    config = tiny_config(mise_levels=levels)
-    whole = AnalyticNetwork(config, ball(size))
-    expected = whole.decode_dense(size)
-    monkeypatch.setattr(mise, "POINTS_PER_CHUNK", 50)
-    chunked = AnalyticNetwork(config, ball(size))
-    torch.testing.assert_close(chunked.decode_dense(size), expected)
-    assert max(map(len, chunked.asked)) <= 50 < max(map(len, whole.asked))
-    assert chunked.n_decoded == whole.n_decoded
-
-
-def test_blending_counts_every_patch_as_a_point(tiny_config, monkeypatch):
-    """Each point is decoded by eight patches at once."""
-    monkeypatch.setattr(mise, "POINTS_PER_CHUNK", 80)
-    network = AnalyticNetwork(tiny_config(decoding="blended"), ball((5, 6, 7)))
-    network.decode_dense((5, 6, 7))
-    assert max(map(len, network.asked)) == 10
+@pytest.mark.parametrize("size", [(21, 18), (9, 12, 17), (1, 14, 11), (2, 9, 5)])
+@pytest.mark.parametrize("shape", [ball, cells, shells])
+def test_borders_are_decoded_anew_and_nothing_else(size, shape):
+    regions = shape is shells
+    decoder = AnalyticDecoder(shape(size), size)
+    first = decoder.every_voxel()
+    again = AnalyticDecoder(lambda points, sample: decoder.field(points, sample) + 100, size)
+    logits = first.clone()
+    redecode_borders(again, logits, margin=0.0, regions=regions)
+    changed = (logits != first).any(1)
+    torch.testing.assert_close(logits, torch.where(changed[:, None], first + 100, first))
+    label = labels(first, regions).float().reshape(1, -1, *size)
+    near = torch.zeros_like(changed)
+    for offset in itertools.product((-1, 0, 1), repeat=len(size)):
+        shifted = label.roll(offset, tuple(range(2, label.ndim)))
+        inside = torch.ones(size, dtype=torch.bool)
+        for axis, o in enumerate(offset):
+            if o:
+                inside.select(axis, 0 if o == 1 else size[axis] - 1).fill_(False)
+        near |= (shifted != label).any(1) & inside
+    assert near.any()
+    assert torch.equal(changed, near)
 
 
 @pytest.mark.parametrize("decoding", ["own", "blended"])
@@ -231,8 +226,22 @@ def test_the_real_network_refined_everywhere_equals_its_dense_output(
     with torch.no_grad():
         expected = tiny_network(dense).eval()(x)
         found = tiny_network(refined).eval()(x)
-        monkeypatch.setattr(mise, "POINTS_PER_CHUNK", 64)
+        monkeypatch.setattr(voxel_decoder, "POINTS_PER_CHUNK", 64)
         chunked = tiny_network(refined).eval()(x)
     assert expected.flatten(2).std(-1).min() > 1e-3  # otherwise any interpolation would do
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(chunked, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("decoding", ["own", "blended"])
+def test_chunks_bound_the_rows_decoded_at_once(tiny_config, tiny_network, tiny_input, decoding, monkeypatch):
+    """A blended voxel takes eight rows. The lengths are few: a new one costs time and memory."""
+    config = tiny_config(decoding=decoding, mise_levels=1)
+    network, lengths = tiny_network(config).eval(), []
+    first_layer = network.patch_decoder.from_first_layer
+    monkeypatch.setattr(network.patch_decoder, "from_first_layer", lambda x: lengths.append(len(x)) or first_layer(x))
+    monkeypatch.setattr(voxel_decoder, "POINTS_PER_CHUNK", 128)
+    with torch.no_grad():
+        network(tiny_input(config, (9, 14, 11)))
+    assert max(lengths) == 128
+    assert {n % (128 // voxel_decoder.LENGTHS) for n in lengths} == {0}

@@ -11,7 +11,7 @@ from torch import nn
 from nnunetv2_swipe.network.backbones import InstanceNorm, build_backbone
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, patch_index, source_channels, voxel_centres
 from nnunetv2_swipe.network.neck import MultiStageAttention, resize_to_grid
-from nnunetv2_swipe.precision import AMP_VARIABLE, cpu_amp_dtype
+from nnunetv2_swipe.precision import AMP_VARIABLE, amp_dtype
 from nnunetv2_swipe.trainers import ablations
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.point_sampling import sample_points
@@ -124,9 +124,9 @@ class TestEvaluation:
     def test_bfloat16_is_close(self, evaluated, monkeypatch, request):
         network, x, _ = evaluated((16, 16, 16))
         expected = network(x)
-        request.addfinalizer(cpu_amp_dtype.cache_clear)
+        request.addfinalizer(amp_dtype.cache_clear)
         monkeypatch.setenv(AMP_VARIABLE, "bf16")
-        cpu_amp_dtype.cache_clear()
+        amp_dtype.cache_clear()
         found = network(x)
         assert found.dtype == torch.float32
         assert 0 < (found - expected).norm() / expected.norm() < 0.1

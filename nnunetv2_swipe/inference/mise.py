@@ -1,132 +1,160 @@
 """Dense label fields from a continuous decoder, coarse to fine (MISE, after Mescheder et al., CVPR 2019)."""
 
-from __future__ import annotations
-
+import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
-
-POINTS_PER_CHUNK = 1 << 16
-"""Points decoded at once; bounds the memory of a dense prediction."""
 _LINEAR = {2: "bilinear", 3: "trilinear"}
-_MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+
+Decode = Callable[[Tensor], Tensor]
+"""Voxels (M,), numbered in raster order through all crops of a batch -> their logits (M, K), float32."""
 
 
-def decode_points(network: SwIPENet, embeddings: Embeddings, index: Tensor) -> Tensor:
-    """Decode lattice points, as the plan says (own or blended), in chunks.
+def decode_coarse_to_fine(
+    decode: Decode, batch: int, size: Sequence[int], *, levels: int, margin: float, regions: bool, device: torch.device
+) -> Tensor:
+    """Logits at every voxel of a batch of crops, most of them interpolated.
+
+    A lattice of every 2^levels-th voxel is decoded first. Level by level the lattice is halved; new points are decoded
+    where a cell of the coarser lattice is active and interpolated elsewhere. A cell is active where the labels of its
+    corners differ or their margin is small. A decoded point that contradicts the interpolation makes the cells around
+    it active too, until nothing changes.
 
     Args:
-        network: The network.
-        embeddings: Output of its encoder.
-        index: (M, 1 + D) int64, the sample and the voxel index of each point.
+        decode: The decoder.
+        batch: Number of crops.
+        size: Their size in voxels.
+        levels: Times the lattice is halved; 0: every voxel is decoded.
+        margin: A corner is uncertain if its smallest margin between two classes (in logits) is below this.
+        regions: One sigmoid per channel instead of exclusive classes.
+        device: Where the decoder works.
 
     Returns:
-        Logits (M, K), float32.
+        (B, K, *size) float32, contiguous.
     """
-    blended = network.config.decoding == "blended"
-    decode = network.decode_blended if blended else network.decode
-    size = POINTS_PER_CHUNK >> network.config.dims if blended else POINTS_PER_CHUNK  # blending decodes 2^D patches
-    chunks = [decode(embeddings, part[:, 1:].float(), part[:, 0]) for part in index.split(size)]
-    return torch.cat(chunks)
-
-
-@torch.compiler.disable  # data-dependent shapes
-def decode_dense(network: SwIPENet, embeddings: Embeddings) -> Tensor:
-    """Logits at every voxel of the crop, (B, K, *size).
-
-    With `mise_levels` L > 0 a lattice of every 2^L-th voxel is decoded first. Level by level the lattice is halved;
-    new points are decoded where a cell of the coarser lattice is active and interpolated elsewhere. A cell is active
-    where the labels of its corners differ or their margin is small. A decoded point that contradicts the
-    interpolation makes the neighbouring cells active too, until nothing changes.
-    """
-    size = embeddings.size
-    levels = network.config.mise_levels
     step = [1 << min(levels, max(n - 1, 0).bit_length()) for n in size]
-    if max(step) == 1:
-        return _decode_lattice(network, embeddings, size, step)
-    # the lattice may end up to one step outside the crop: every voxel then lies inside a cell
     shape = [-(-(n - 1) // s) + 1 for n, s in zip(size, step, strict=True)]
-    logits = _decode_lattice(network, embeddings, shape, step)
-    decoded = torch.ones((len(logits), *shape), dtype=torch.bool, device=logits.device)
+    index = _lattice(batch, size, step, shape, device)
+    logits = decode(index.flatten()).unflatten(0, index.shape).movedim(-1, 1).contiguous()
+    decoded = torch.ones(index.shape, dtype=torch.bool, device=device)
     while max(step) > 1:
-        finer = [max(s // 2, 1) for s in step]
-        logits, decoded = _refine(network, embeddings, logits, decoded, step, finer)
-        step = finer
+        ratio = [min(s, 2) for s in step]
+        step = [s // r for s, r in zip(step, ratio, strict=True)]
+        active = _active_cells(logits, margin, regions)
+        logits, decoded = _interpolate(logits, decoded, ratio)
+        _refine(
+            decode, logits, decoded, active, ratio, _lattice(batch, size, step, decoded.shape[1:], device), regions
+        )
     crop = (slice(None), slice(None), *[slice(n) for n in size])
     return logits[crop].contiguous()
 
 
-def _decode_lattice(network: SwIPENet, embeddings: Embeddings, shape: Sequence[int], step: Sequence[int]) -> Tensor:
-    """Decode a whole lattice: (B, K, *shape)."""
-    batch, device = embeddings.image.shape[0], embeddings.image.device
-    axes = [torch.arange(batch, device=device)]
-    axes += [torch.arange(n, device=device) * s for n, s in zip(shape, step, strict=True)]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
-    return decode_points(network, embeddings, index).view(batch, *shape, -1).movedim(-1, 1).contiguous()
+def redecode_borders(decode: Decode, logits: Tensor, *, margin: float, regions: bool) -> None:
+    """Decode anew, in place, the voxels of (B, K, *size) next to which labels differ or are uncertain."""
+    shape = logits.shape[2:]
+    near = _points_of_cells(_active_cells(logits, margin, regions), [1] * len(shape), shape)
+    index = near.flatten().nonzero()[:, 0]
+    if len(index):
+        logits.movedim(1, -1)[near] = decode(index)
+
+
+def _lattice(
+    batch: int, size: Sequence[int], step: Sequence[int], shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """Voxel numbers (B, *shape) of every `step`-th voxel; for points beyond the crop, which close its last cells, that
+    of the last voxel.
+    """
+    index = torch.arange(batch, device=device).view(-1, *[1] * len(size))
+    for axis, (n, s, n_points) in enumerate(zip(size, step, shape, strict=True), start=1):
+        points = (torch.arange(n_points, device=device) * s).clamp(max=n - 1)
+        index = index * n + points.view([-1 if i == axis else 1 for i in range(len(size) + 1)])
+    return index
+
+
+def _interpolate(logits: Tensor, decoded: Tensor, ratio: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Halve the lattice: linear interpolation, and which points of the finer lattice are decoded already."""
+    shape = [(n - 1) * r + 1 for n, r in zip(logits.shape[2:], ratio, strict=True)]
+    finer = F.interpolate(logits, size=shape, mode=_LINEAR[len(shape)], align_corners=True)
+    known = torch.zeros((len(logits), *shape), dtype=torch.bool, device=logits.device)
+    known[(slice(None), *[slice(None, None, r) for r in ratio])] = decoded
+    return finer, known
 
 
 def _refine(
-    network: SwIPENet,
-    embeddings: Embeddings,
-    coarse: Tensor,
+    decode: Decode,
+    logits: Tensor,
     decoded: Tensor,
-    step: Sequence[int],
-    finer: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Halve the lattice: decode the points of active cells, interpolate the others.
-
-    Returns:
-        Logits (B, K, *finer shape), and which of them were decoded on this level or before, (B, *finer shape).
-    """
-    dims = len(step)
-    ratio = [s // f for s, f in zip(step, finer, strict=True)]
-    shape = [(n - 1) * r + 1 for n, r in zip(coarse.shape[2:], ratio, strict=True)]
-    logits = F.interpolate(coarse, size=shape, mode=_LINEAR[dims], align_corners=True)
-    known = torch.zeros((len(coarse), *shape), dtype=torch.bool, device=coarse.device)
-    coarse_points = (slice(None), *[slice(None, None, r) for r in ratio])
-    known[coarse_points] = decoded
-    offset = torch.tensor([1, *finer], device=coarse.device)
+    active: Tensor,
+    ratio: Sequence[int],
+    lattice: Tensor,
+    regions: bool,
+) -> None:
+    """Decode the points of active cells, and of those around points that turn out otherwise; in place."""
+    field = logits.movedim(1, -1)
+    visited = active
     while True:
-        wanted = _active_cells(logits, ratio, network) & ~known
-        index = wanted.nonzero()
+        index = (_points_of_cells(active, ratio, decoded.shape[1:]) & ~decoded).nonzero()
         if len(index) == 0:
-            return logits, known
-        values = decode_points(network, embeddings, index * offset)
-        logits.movedim(1, -1).index_put_(tuple(index.unbind(1)), values)
-        known |= wanted
+            return
+        place = tuple(index.unbind(1))
+        decoded[place] = True
+        values = decode(lattice[place])
+        wrong = _differ(values, field[place], regions)
+        field[place] = values
+        active = _cells_around(index[wrong], ratio, visited) & ~visited
+        visited = visited | active
 
 
-def _active_cells(logits: Tensor, ratio: Sequence[int], network: SwIPENet) -> Tensor:
-    """Points of cells whose labels differ or are uncertain: (B, *shape) bool.
-
-    A cell is the `ratio + 1` points between two coarse lattice points per axis, borders included.
-    """
-    pool: Callable[..., Tensor] = _MAX_POOL[len(ratio)]
-    shape = logits.shape[2:]
-    label, margin = _labels_and_margin(logits, network.config.regions)
-    # an axis with a single point has no second corner
-    kernel = [r + 1 if n > 1 else 1 for r, n in zip(ratio, shape, strict=True)]
-    mixed = (pool(label, kernel, ratio) + pool(-label, kernel, ratio)).amax(1, keepdim=True) > 0
-    uncertain = -pool(-margin, kernel, ratio) < network.config.mise_margin
-    # every point of an active cell, borders included: spread the cells over their points
-    spread = F.interpolate((mixed | uncertain).float(), scale_factor=[float(r) for r in ratio], mode="nearest")
-    for axis, n in enumerate(shape, start=2):
-        if n > 1:
-            zero = torch.zeros_like(spread.narrow(axis, 0, 1))
-            spread = torch.maximum(torch.cat((spread, zero), axis), torch.cat((zero, spread), axis))
-    return spread[:, 0] > 0
-
-
-def _labels_and_margin(logits: Tensor, regions: bool) -> tuple[Tensor, Tensor]:
-    """What a lattice point is labelled, (B, 1 or K, *shape) float, and by how much, (B, 1, *shape)."""
+def _active_cells(logits: Tensor, margin: float, regions: bool) -> Tensor:
+    """Cells, between two points along every axis, whose corners differ or are uncertain: (B, *cells) bool."""
     if regions:
-        return (logits > 0).float(), logits.abs().amin(1, keepdim=True)
-    top, label = logits.max(1, keepdim=True)
-    second = logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)
-    return label.float(), top - second
+        label, certainty = logits > 0, logits.abs().amin(1, keepdim=True)
+        highest, lowest = label.to(logits.dtype), label.to(logits.dtype)
+    else:
+        top, label = logits.max(1, keepdim=True)
+        certainty = top - logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)
+        highest = lowest = label.to(logits.dtype)
+    for axis in range(2, logits.ndim):
+        highest, lowest = _of_neighbours(torch.maximum, highest, axis), _of_neighbours(torch.minimum, lowest, axis)
+        certainty = _of_neighbours(torch.minimum, certainty, axis)
+    return (highest != lowest).any(1) | (certainty < margin)[:, 0]
+
+
+def _of_neighbours(reduce: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+    """Combine neighbours along an axis, n points to n - 1 cells; a single point is a cell of its own."""
+    n = x.shape[axis]
+    return reduce(x.narrow(axis, 0, n - 1), x.narrow(axis, 1, n - 1)) if n > 1 else x
+
+
+def _points_of_cells(active: Tensor, ratio: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Points of the finer lattice that lie in active cells, borders included: (B, *cells) -> (B, *shape) bool."""
+    for axis, (r, n) in enumerate(zip(ratio, shape, strict=True), start=1):
+        if n == 1:
+            continue
+        active = active.repeat_interleave(r, axis)
+        none = torch.zeros_like(active.narrow(axis, 0, 1))
+        active = torch.cat((active, none), axis) | torch.cat((none, active), axis)
+    return active
+
+
+def _cells_around(points: Tensor, ratio: Sequence[int], cells: Tensor) -> Tensor:
+    """Cells (as `cells`, bool) that hold any of the points (M, 1 + D) of the finer lattice, borders included."""
+    result = torch.zeros_like(cells)
+    last = torch.tensor(cells.shape[1:], device=points.device) - 1
+    sample, points = points[:, 0], points[:, 1:]
+    r = torch.tensor(ratio, device=points.device)
+    for side in itertools.product((0, 1), repeat=len(ratio)):
+        # a point between two cells belongs to both
+        cell = ((points - torch.tensor(side, device=points.device)).clamp(min=0) // r).minimum(last)
+        result[(sample, *cell.unbind(1))] = True
+    return result
+
+
+def _differ(values: Tensor, before: Tensor, regions: bool) -> Tensor:
+    """Whether labels differ between logits (M, K): (M,) bool."""
+    if regions:
+        return ((values > 0) != (before > 0)).any(-1)
+    return values.argmax(-1) != before.argmax(-1)

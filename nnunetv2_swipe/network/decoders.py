@@ -48,6 +48,10 @@ class OccupancyDecoder(nn.Module):
         for term in (patch_term, image_term):
             if term is not None:
                 x = x + term
+        return self.from_first_layer(x)
+
+    def from_first_layer(self, x: Tensor) -> Tensor:
+        """What follows the first layer's sum of terms: (..., hidden_features[0]) -> logits (..., num_classes)."""
         for layer in self.hidden:
             x = layer(F.relu(x))
         return self.seg_layers(self.dropout(F.relu(x)))

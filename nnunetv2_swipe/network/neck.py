@@ -56,8 +56,11 @@ class MultiStageAttention(nn.Module):
     def forward(self, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """n embeddings (..., d) -> their attentive sum (..., d) and the weights W (..., n)."""
         weights = torch.softmax(self.weigh(torch.cat([F.relu(self.reduce(e)) for e in embeddings], -1)), -1)
-        attended = [(1 + weights[..., i : i + 1]) * e for i, e in enumerate(embeddings)]
-        return sum(attended[1:], attended[0]), weights
+        factors = 1 + weights.to(embeddings[0].dtype)
+        total = embeddings[0] * factors[..., :1]
+        for i, e in enumerate(embeddings[1:], start=1):
+            total = torch.addcmul(total, e, factors[..., i : i + 1])
+        return total, weights
 
 
 def resize_to_grid(x: Tensor, stride: Sequence[int], patch_size: Sequence[int]) -> Tensor:

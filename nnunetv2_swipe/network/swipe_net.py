@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_swipe.config import SwIPEConfig
-from nnunetv2_swipe.inference.mise import decode_dense
+from nnunetv2_swipe.inference.mise import decode_coarse_to_fine, redecode_borders
+from nnunetv2_swipe.inference.voxel_decoder import VoxelDecoder
 from nnunetv2_swipe.network.backbones import build_backbone
 from nnunetv2_swipe.network.coordinates import (
     N_SOURCE_AXES,
@@ -28,7 +29,6 @@ from nnunetv2_swipe.network.neck import Neck
 from nnunetv2_swipe.precision import full_precision, network_precision
 
 _MAX_LOGIT = 50.0
-"""nnU-Net adds up predictions in half precision; a bound keeps the sums finite."""
 
 
 class Embeddings(NamedTuple):
@@ -172,7 +172,7 @@ class SwIPENet(nn.Module):
             # the first layer's term of z^P, computed for whichever is fewer, patches or points
             fewer_points = len(row) < len(table)
             term = layer(table.index_select(0, row)) if fewer_points else layer(table).index_select(0, row)
-            image_term = self._image_term(embeddings.image)
+            image_term = self.image_term(embeddings.image)
         return self._decode_patch(
             points,
             patches,
@@ -189,7 +189,31 @@ class SwIPENet(nn.Module):
         logits = self.decode(embeddings, points.repeat(n, 1), sample.repeat(n), patches.flatten(0, 1))
         return (logits.unflatten(0, (n, -1)) * weights[..., None]).sum(0)
 
-    def _image_term(self, z_image: Tensor) -> Tensor | None:
+    @torch.compiler.disable  # data-dependent shapes
+    def decode_dense(self, embeddings: Embeddings) -> Tensor:
+        """Logits at every voxel of the crops, (B, K, *size) float32, decoded as the plan says: MISE, own or blended.
+
+        Blending where all patches agree would not change a label: it is left to the voxels next to a border between
+        labels, unless every voxel is decoded.
+        """
+        config = self.config
+        decoder = VoxelDecoder(self, embeddings)
+        blended = config.decoding == "blended"
+        every_voxel = blended and config.mise_levels == 0
+        logits = decode_coarse_to_fine(
+            decoder.blended if every_voxel else decoder.own,
+            decoder.batch,
+            decoder.size,
+            levels=config.mise_levels,
+            margin=config.mise_margin,
+            regions=config.regions,
+            device=decoder.device,
+        )
+        if blended and not every_voxel:
+            redecode_borders(decoder.blended, logits, margin=config.mise_margin, regions=config.regions)
+        return logits
+
+    def image_term(self, z_image: Tensor) -> Tensor | None:
         """What z^I (B, d) adds to the first layer of D^P, (B, features), if anything."""
         return self.patch_decoder.image_layer(z_image) if self.config.global_conditioning else None
 
@@ -218,6 +242,11 @@ class SwIPENet(nn.Module):
                 position.append(source_coordinates(p_image, frame))
         with network_precision(points.device):
             logits = self.patch_decoder(torch.cat(position, -1), patch_term, image_term)
+        return self.bounded(logits)
+
+    @staticmethod
+    def bounded(logits: Tensor) -> Tensor:
+        """Logits in float32, within bounds that keep nnU-Net's sums in half precision finite."""
         return logits.float().clamp(-_MAX_LOGIT, _MAX_LOGIT)
 
     def forward(
@@ -234,7 +263,7 @@ class SwIPENet(nn.Module):
             Without points a fresh float32 tensor (B, K, *size); with points `PointLogits`.
         """
         if points is None:
-            return decode_dense(self, self.encode(x))
+            return self.decode_dense(self.encode(x))
         return self._forward_points(x, points, neighbours)
 
     def _forward_points(self, x: Tensor, points: Tensor, neighbours: Tensor | None) -> PointLogits:
@@ -253,7 +282,7 @@ class SwIPENet(nn.Module):
         with network_precision(points.device):
             z_patch, _ = self.neck.embed([s.flatten(0, -2).index_select(0, row) for s in stages])
             patch_term = self.patch_decoder.patch_layer(z_patch).unflatten(0, (batch, -1))
-            image_term = self._image_term(z_image)
+            image_term = self.image_term(z_image)
         logits = self._decode_patch(
             queries,
             patches,

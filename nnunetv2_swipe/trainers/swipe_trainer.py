@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -128,10 +127,8 @@ class SwIPETrainer(nnUNetTrainer):
             target, self.config, num_classes=labels.num_segmentation_heads, ignore_label=labels.ignore_label
         )
         self.optimizer.zero_grad(set_to_none=True)
-        # as nnU-Net: autocast on CUDA only; the network itself chooses the precision on the CPU
-        with torch.autocast("cuda") if self.device.type == "cuda" else dummy_context():
-            outputs = self.network(data, sample.points, sample.neighbours)
-            loss = self.loss.points(outputs, sample)
+        outputs = self.network(data, sample.points, sample.neighbours)  # chooses its own precision
+        loss = self.loss.points(outputs, sample)
         value = loss.detach().cpu().numpy()
         if not np.isfinite(value):
             self._diagnose(batch)

@@ -7,12 +7,11 @@ over all points of the crop. Everything is batched tensor code of constant shape
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_swipe.config import SwIPEConfig
@@ -52,15 +51,17 @@ def sample_points(
     n_strata = 2 * (num_classes + config.regions)
     order = _morton_order(tuple(size), target.device)
     strata = torch.where(classes >= 0, 2 * classes + near, n_strata).flatten(1)[:, order]
-    counts = _count(strata, n_strata + 1)[:, :-1]
+    ordered, by_stratum = strata.sort(dim=1, stable=True)
+    counts = _count(ordered, n_strata)
     stratum = _allocate(counts, config.n_points, config.background_share)
-    voxel = order[_draw_within_strata(strata, counts, stratum)]
+    voxel = order[_draw_within_strata(by_stratum, counts, stratum)]
     points = _unravel(voxel, size) + _latin_hypercube_offsets(voxel.shape, len(size), target.device)
     if config.regions:
         members = target[:, :num_classes].flatten(2)
         point_target = members.gather(2, voxel[:, None].expand(-1, num_classes, -1)).movedim(1, 2).float()
     else:
-        point_target = classes.flatten(1).gather(1, voxel).clamp(min=0)  # below 0: nothing is annotated, weight 0
+        # below 0: nothing is annotated, weight 0
+        point_target = classes.flatten(1).gather(1, voxel).clamp(min=0).long()
     return PointSample(
         points,
         point_target,
@@ -77,7 +78,7 @@ def uniform_weights(sample: PointSample) -> Tensor:
 def _classes_and_boundary(
     target: Tensor, config: SwIPEConfig, num_classes: int, ignore_label: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Exclusive class of each voxel, (B, *size) int64, -1 where ignored, and whether it is near its class's boundary.
+    """Exclusive class of each voxel, (B, *size) int16, -1 where ignored, and whether it is near its class's boundary.
 
     A voxel of several regions belongs to the one with the fewest voxels in its crop; class 0 is the background.
     """
@@ -85,26 +86,33 @@ def _classes_and_boundary(
         members = target[:, :num_classes].bool()
         volume = members.flatten(2).sum(-1).view(*members.shape[:2], *[1] * (target.ndim - 2))
         smallest = torch.where(members, volume, torch.iinfo(volume.dtype).max).argmin(1)
-        classes = torch.where(members.any(1), smallest + 1, 0)
+        classes = torch.where(members.any(1), smallest + 1, 0).short()
         if ignore_label is not None:
             classes = torch.where(target[:, num_classes].bool(), -1, classes)
     else:
-        classes = target[:, 0].long()
+        classes = target[:, 0].short()
         if ignore_label is not None:
             classes = torch.where(classes == ignore_label, -1, classes)
-    label = classes[:, None].float()
-    highest, lowest = label, -label
-    for axis, radius in enumerate(config.boundary_radius):
-        highest, lowest = (_max_filter(x, axis, radius) for x in (highest, lowest))
-    return classes, ((highest != label) | (-lowest != label))[:, 0]
+    highest = lowest = classes
+    for axis, radius in enumerate(config.boundary_radius, start=1):
+        highest = _running(torch.maximum, highest, axis, radius)
+        lowest = _running(torch.minimum, lowest, axis, radius)
+    return classes, highest != lowest
 
 
-def _max_filter(x: Tensor, axis: int, radius: int) -> Tensor:
-    """Maximum over 2 radius + 1 voxels along one spatial axis of (B, 1, *size)."""
-    dims = x.ndim - 2
-    kernel = [2 * radius + 1 if i == axis else 1 for i in range(dims)]
-    pool = F.max_pool2d if dims == 2 else F.max_pool3d
-    return pool(x, kernel, stride=1, padding=[k // 2 for k in kernel])
+def _running(extreme: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int, radius: int) -> Tensor:
+    """Extreme of the 2 radius + 1 voxels around each along one axis, by windows of twice the width each time."""
+    n = x.shape[axis]
+    radius = min(radius, n - 1)
+    first, last = x.narrow(axis, 0, 1), x.narrow(axis, n - 1, 1)
+    x = torch.cat((*[first] * radius, x, *[last] * radius), axis)
+    width, wanted = 1, 2 * radius + 1
+    while width < wanted:
+        step = min(width, wanted - width)
+        n_windows = x.shape[axis] - step
+        x = extreme(x.narrow(axis, 0, n_windows), x.narrow(axis, step, n_windows))
+        width += step
+    return x
 
 
 @lru_cache(maxsize=8)
@@ -119,11 +127,11 @@ def _morton_order(size: tuple[int, ...], device: torch.device) -> Tensor:
     return code.flatten().argsort().to(device)
 
 
-def _count(strata: Tensor, n: int) -> Tensor:
-    """Voxels per stratum, (B, V) -> (B, n)."""
-    batch = len(strata)
-    rows = strata + n * torch.arange(batch, device=strata.device)[:, None]
-    return torch.bincount(rows.flatten(), minlength=batch * n).view(batch, n)
+def _count(ordered: Tensor, n: int) -> Tensor:
+    """How often each of 0 to n - 1 occurs in rows of ascending numbers, (B, V) -> (B, n)."""
+    numbers = torch.arange(n, dtype=ordered.dtype, device=ordered.device).expand(len(ordered), -1)
+    ends = torch.searchsorted(ordered, numbers.contiguous(), right=True)
+    return ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))
 
 
 def _allocate(counts: Tensor, n_points: int, background_share: float) -> Tensor:
@@ -150,9 +158,11 @@ def _rank_within(stratum: Tensor, n_strata: int) -> tuple[Tensor, Tensor]:
     return rank, drawn.gather(1, stratum)
 
 
-def _draw_within_strata(strata: Tensor, counts: Tensor, stratum: Tensor) -> Tensor:
-    """Positions on the Morton curve, (B, N): one voxel from each of equal parts of the stratum's voxels."""
-    by_stratum = strata.argsort(dim=1, stable=True)
+def _draw_within_strata(by_stratum: Tensor, counts: Tensor, stratum: Tensor) -> Tensor:
+    """Positions on the Morton curve, (B, N): one voxel from each of equal parts of the stratum's voxels.
+
+    `by_stratum` (B, V) are the positions sorted by stratum, and along the curve within each.
+    """
     rank, drawn = _rank_within(stratum, counts.shape[1])
     part = (rank + torch.rand(rank.shape, device=rank.device)) / drawn
     volume = counts.gather(1, stratum)

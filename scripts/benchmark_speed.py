@@ -1,0 +1,386 @@
+"""`benchmark.py speed`: time, memory and work of SwIPETrainer beside nnUNetTrainer on the same dataset, crop and batch.
+
+Every measurement runs in a process of its own. Training steps use real batches of nnU-Net's loader; predictions are
+nnU-Net's predictor on validation cases, from image file to segmentation file. The weights of nnU-Net are not trained
+(its time does not depend on them); SwIPE's are, because its decoder spends its time where classes meet.
+"""
+
+import contextlib
+import copy
+import io
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from measure import GIB, PeakMemory, Stopwatch, hardware, isolated, seconds_of, synchronize
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunetv2_swipe.config import PLAN_KEY
+from nnunetv2_swipe.network.swipe_net import SwIPENet
+from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE
+from nnunetv2_swipe.planners.self_configuration import derive_config
+from nnunetv2_swipe.trainers import swipe_trainer
+from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
+
+STOCK, SWIPE = "nnUNetTrainer", "SwIPETrainer"
+WARM_UP_STEPS = 2
+FOLD = 0
+SECONDS_PER_GROWTH_STEP = 60.0
+GROWTH: dict[str, dict[int, tuple[int, ...]]] = {
+    "crop (voxels per side)": {2: (64, 128, 256, 512, 1024), 3: (32, 48, 64, 96, 128, 160)},
+    "classes": dict.fromkeys((2, 3), (1, 3, 10, 30, 100)),
+    "points (N)": dict.fromkeys((2, 3), (512, 2048, 8192, 65536)),
+    "image (voxels per side)": {2: (256, 512, 1024, 2048), 3: (64, 128, 256, 512)},
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured, and where.
+
+    Attributes:
+        dataset: nnU-Net's name of the dataset.
+        configuration: Configuration of the plan.
+        plans: Name of the plan; its crop and batch serve both trainers.
+        device: "cpu" or "cuda".
+    """
+
+    dataset: str
+    configuration: str
+    plans: str
+    device: str
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device as PyTorch's object."""
+        return torch.device(self.device)
+
+    def trainer(self, name: str) -> nnUNetTrainer:
+        """A trainer of the dataset, not initialised."""
+        return get_trainer_from_args(self.dataset, self.configuration, FOLD, name, self.plans, device=self.torch_device)
+
+
+def measure_training(task: Task, trainer_name: str, steps: int) -> dict[str, Any]:
+    """Seconds of a training iteration and its parts, peak memory, FLOPs and parameters."""
+    torch.manual_seed(0)
+    watch = Stopwatch(task.torch_device)
+    with quiet(), PeakMemory(task.torch_device) as memory:
+        trainer = task.trainer(trainer_name)
+        trainer.initialize()
+        loader, _ = trainer.get_dataloaders()
+        _watch_parts(watch, trainer)
+        trainer.on_train_epoch_start()
+        seconds: list[float] = []
+        for step in range(WARM_UP_STEPS + steps):
+            if step == WARM_UP_STEPS:
+                watch.seconds.clear()
+            start = time.perf_counter()
+            batch = next(loader)
+            loaded = time.perf_counter()
+            trainer.train_step(batch)
+            synchronize(task.torch_device)
+            seconds.append(time.perf_counter() - loaded)
+            watch.seconds["data"] += loaded - start
+    parts = {part: total / steps for part, total in watch.seconds.items()}
+    parts["other"] = sum(seconds[WARM_UP_STEPS:]) / steps - sum(t for part, t in parts.items() if part != "data")
+    with quiet(), FlopCounterMode(display=False) as counter:
+        trainer.train_step(batch)
+    with quiet():
+        _save_model(trainer)
+    return {
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "GFLOP per iteration": counter.get_total_flops() / 1e9,
+        "seconds per step": statistics.median(seconds[WARM_UP_STEPS:]),
+        "seconds per iteration": statistics.median(seconds[WARM_UP_STEPS:]) + parts["data"],
+        "parts": parts,
+        "memory added": memory.added,
+        "memory total": memory.total,
+        "settings": trainer.config.to_dict() if isinstance(trainer, SwIPETrainer) else None,
+        "model": trainer.output_folder_base,
+    }
+
+
+def _watch_parts(watch: Stopwatch, trainer: nnUNetTrainer) -> None:
+    """Time the parts of a training step."""
+    network = trainer.network
+    watch.watch(torch.Tensor, "backward", "backward")
+    watch.watch(trainer.optimizer, "step", "optimizer")
+    if not isinstance(trainer, SwIPETrainer):
+        watch.watch(network.encoder, "forward", "encoder")
+        watch.watch(network.decoder, "forward", "decoders")
+        watch.watch(trainer.loss, "forward", "loss")
+        return
+    watch.watch(swipe_trainer, "sample_points", "points")
+    watch.watch(network.backbone, "forward", "encoder")
+    watch.watch(network.neck, "forward", "neck")
+    watch.watch(network.neck, "embed", "neck")
+    watch.watch(network.patch_decoder, "forward", "decoders")
+    if network.image_decoder is not None:
+        watch.watch(network.image_decoder, "forward", "decoders")
+    watch.watch(trainer.loss, "points", "loss")
+
+
+def _save_model(trainer: nnUNetTrainer) -> None:
+    """Leave a model folder that nnU-Net's predictor takes."""
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    save_json(trainer.plans_manager.plans, str(Path(trainer.output_folder_base) / "plans.json"), sort_keys=False)
+    save_json(trainer.dataset_json, str(Path(trainer.output_folder_base) / "dataset.json"), sort_keys=False)
+
+
+def _predictor(task: Task, model: Path, mirroring: bool) -> nnUNetPredictor:
+    predictor = nnUNetPredictor(
+        use_mirroring=mirroring,
+        perform_everything_on_device=task.device == "cuda",
+        device=task.torch_device,
+        allow_tqdm=False,
+    )
+    predictor.initialize_from_trained_model_folder(str(model), (FOLD,), "checkpoint_final.pth")
+    return predictor
+
+
+def measure_prediction(
+    task: Task, model: Path, images: Sequence[Sequence[str]], output: Path, *, mirroring: bool
+) -> dict[str, Any]:
+    """Seconds per case of nnU-Net's predictor, image file to segmentation file, after one case for warming up."""
+    output.mkdir(parents=True, exist_ok=True)
+    seconds = []
+    with quiet(), PeakMemory(task.torch_device) as memory:
+        predictor = _predictor(task, model, mirroring)
+        for i, files in enumerate([images[0], *images]):
+            start = time.perf_counter()
+            predictor.predict_from_files_sequential([list(files)], [str(output / str(i))])
+            synchronize(task.torch_device)
+            seconds.append(time.perf_counter() - start)
+    with quiet(), FlopCounterMode(display=False) as counter:
+        predictor.predict_from_files_sequential([list(images[0])], [str(output / "0")])
+    return {
+        "seconds per case": statistics.mean(seconds[1:]),
+        "GFLOP of the first case": counter.get_total_flops() / 1e9,
+        "memory added": memory.added,
+        "memory total": memory.total,
+    }
+
+
+def measure_decoding(task: Task, model: Path, images: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """MISE as planned, against decoding every voxel of the same crops."""
+    with quiet():
+        predictor = _predictor(task, model, mirroring=False)
+        network = predictor.network
+        assert isinstance(network, SwIPENet)
+        network.load_state_dict(predictor.list_of_parameters[0])
+        network.to(task.torch_device).eval()
+        crops = [crop for files in images for crop in _crops(predictor, files)]
+    planned, dense = network.config, network.config.replace(mise_levels=0)
+    seconds: dict[str, list[float]] = {"encode": [], "MISE": [], "dense": []}
+    same = []
+    with torch.inference_mode():
+        for crop in crops:
+            x = crop.to(task.torch_device)
+            seconds["encode"].append(seconds_of(partial(network.encode, x), task.torch_device))
+            embeddings = network.encode(x)
+            labels = []
+            for key, network.config in (("MISE", planned), ("dense", dense)):
+                seconds[key].append(seconds_of(partial(network.decode_dense, embeddings), task.torch_device))
+                logits = network.decode_dense(embeddings)
+                labels.append(logits > 0 if planned.regions else logits.argmax(1))
+            same.append((labels[0] == labels[1]).float().mean().item())
+    return {
+        "crops": len(crops),
+        "levels": planned.mise_levels,
+        **{f"seconds of {key}": statistics.mean(s) for key, s in seconds.items()},
+        "identical labels": statistics.mean(same),
+        "least identical labels": min(same),
+    }
+
+
+def _crops(predictor: nnUNetPredictor, files: Sequence[str]) -> list[torch.Tensor]:
+    """All windows of a case, as nnU-Net's predictor cuts them: each (1, C, *crop)."""
+    configuration = predictor.configuration_manager
+    data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
+        list(files), None, predictor.plans_manager, configuration, predictor.dataset_json
+    )
+    padded = pad_nd_image(torch.from_numpy(data), configuration.patch_size, "constant", {"value": 0})
+    return [padded[window][None] for window in predictor._internal_get_sliding_window_slicers(padded.shape[1:])]
+
+
+def measure_growth(task: Task, trainer_name: str, what: str, value: int) -> dict[str, Any]:
+    """Seconds and peak memory of a training step (batch 1, synthetic), or of an image's prediction, at one size."""
+    trainer = task.trainer(STOCK)
+    plans = copy.deepcopy(trainer.plans_manager.plans) | {"continue_training": False}
+    dataset = copy.deepcopy(trainer.dataset_json)
+    configuration = dict(trainer.configuration_manager.configuration)
+    configuration["batch_size"] = 1
+    dims = len(configuration["patch_size"])
+    if what.startswith("crop"):
+        configuration["patch_size"] = [value] * dims
+    if what == "classes":
+        dataset["labels"] = {"background": 0} | {f"class {i}": i for i in range(1, value + 1)}
+    heads = len(dataset["labels"])
+    if trainer_name == SWIPE:
+        statistics_file = Path(trainer.preprocessed_dataset_folder_base) / STATISTICS_FILE
+        labels = load_json(str(statistics_file))["classes"]
+        config = derive_config(configuration, labels, num_classes=heads, regions=False)
+        if what.startswith("points"):
+            config = config.replace(n_points=value)
+        configuration[PLAN_KEY] = config.to_dict()
+    plans["configurations"] = {task.configuration: configuration}
+    trainer_class = SwIPETrainer if trainer_name == SWIPE else nnUNetTrainer
+    torch.manual_seed(0)
+    with quiet(), PeakMemory(task.torch_device) as memory:
+        trainer = trainer_class(plans, task.configuration, FOLD, dataset, task.torch_device)
+        trainer.initialize()
+        if what.startswith("image"):
+            run = _image_prediction(task, trainer, (value,) * dims)
+        else:
+            batch = _synthetic_batch(trainer, heads)
+            trainer.network.train()
+            run = partial(trainer.train_step, batch)
+        seconds = seconds_of(run, task.torch_device, limit=SECONDS_PER_GROWTH_STEP)
+    return {"seconds": seconds, "memory added": memory.added}
+
+
+def _synthetic_batch(trainer: nnUNetTrainer, heads: int) -> dict[str, Any]:
+    """Noise with blocks of all classes, (1, C, *crop), and targets as the trainer expects them."""
+    crop = trainer.configuration_manager.patch_size
+    channels = getattr(trainer.network, "expected_channels", trainer.num_input_channels)
+    blocks = torch.randint(heads, (1, 1, *[-(-n // 8) for n in crop])).float()
+    target = F.interpolate(blocks, size=tuple(crop))
+    scales = trainer._get_deep_supervision_scales()
+    targets = [F.interpolate(target, scale_factor=s) for s in scales] if scales else target
+    return {"data": torch.randn(1, channels, *crop), "target": targets, "keys": ["synthetic"]}
+
+
+def _image_prediction(task: Task, trainer: nnUNetTrainer, size: tuple[int, ...]) -> Callable[[], Any]:
+    """Sliding-window prediction of a random image, without mirroring."""
+    channels = getattr(trainer.network, "expected_channels", trainer.num_input_channels)
+    trainer.set_deep_supervision_enabled(False)
+    predictor = nnUNetPredictor(use_mirroring=False, device=task.torch_device, allow_tqdm=False)
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [trainer.network.state_dict()],
+        trainer.dataset_json,
+        type(trainer).__name__,
+        None,
+    )
+    image = torch.randn(channels, *(size if len(size) == 3 else (1, *size)))
+    return partial(predictor.predict_logits_from_preprocessed_data, image)
+
+
+def growth_table(task: Task, what: str, dims: int) -> list[dict[str, Any]]:
+    """One row per size, both trainers; what takes too long is extrapolated from the size before and marked so."""
+    rows = []
+    voxels = dims if "per side" in what else 1
+    for trainer_name in (SWIPE,) if what.startswith("points") else (STOCK, SWIPE):
+        last: dict[str, Any] | None = None
+        for value in GROWTH[what][dims]:
+            factor = (value / last["value"]) ** voxels if last else 1.0
+            fits = last is None or (
+                not last["extrapolated"]
+                and factor * last["seconds"] < SECONDS_PER_GROWTH_STEP
+                and factor * last["memory added"] < 0.7 * _available_memory(task)
+            )
+            if fits or last is None:
+                result = isolated(measure_growth, task, trainer_name, what, value)
+            else:
+                result = {key: factor * last[key] for key in ("seconds", "memory added")}
+            last = {"trainer": trainer_name, "value": value, "extrapolated": not fits, **result}
+            rows.append(last)
+    return rows
+
+
+def _available_memory(task: Task) -> int:
+    if task.device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(meminfo["MemAvailable"].split()[0]) * 1024
+
+
+def measure_all(
+    task: Task, model: Path, images: Sequence[Sequence[str]], work: Path, *, steps: int, growth: bool
+) -> dict[str, Any]:
+    """Every measurement, one after the other, each in its own process."""
+    result: dict[str, Any] = {"task": vars(task), "hardware": isolated(hardware, task.torch_device)}
+    for trainer in (STOCK, SWIPE):
+        print(f"... {trainer}: training", flush=True)
+        result[trainer] = {"training": isolated(measure_training, task, trainer, steps)}
+    for trainer in (STOCK, SWIPE):
+        folder = model if trainer == SWIPE else Path(result[trainer]["training"]["model"])
+        for key, mirroring in (("mirroring", True), ("no mirroring", False)):
+            print(f"... {trainer}: prediction, {key}", flush=True)
+            result[trainer][f"prediction, {key}"] = isolated(
+                measure_prediction, task, folder, images, work / trainer, mirroring=mirroring
+            )
+    print("... decoding", flush=True)
+    result["decoding"] = isolated(measure_decoding, task, model, images)
+    if growth:
+        dims = len(result[SWIPE]["training"]["settings"]["patch_size"])
+        for what in GROWTH:
+            print(f"... growth: {what}", flush=True)
+            result.setdefault("growth", {})[what] = growth_table(task, what, dims)
+    return result
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """The measurements as Markdown tables."""
+    stock, swipe = result[STOCK], result[SWIPE]
+    rows = [
+        ("parameters (M)", "training", "parameters", 1e6),
+        ("GFLOP per training iteration", "training", "GFLOP per iteration", 1),
+        ("seconds per training iteration", "training", "seconds per iteration", 1),
+        ("seconds per training step (without data)", "training", "seconds per step", 1),
+        ("peak training memory, added (GiB)", "training", "memory added", GIB),
+        ("peak training memory, whole process (GiB)", "training", "memory total", GIB),
+    ]
+    for key in ("prediction, mirroring", "prediction, no mirroring"):
+        rows += [
+            (f"seconds per case, {key}", key, "seconds per case", 1),
+            (f"GFLOP of the first case, {key}", key, "GFLOP of the first case", 1),
+            (f"peak memory, {key}, added (GiB)", key, "memory added", GIB),
+            (f"peak memory, {key}, whole process (GiB)", key, "memory total", GIB),
+        ]
+    lines = [f"| {result['task']['dataset']} | {STOCK} | {SWIPE} | ratio |", "|---|---|---|---|"]
+    for title, group, key, unit in rows:
+        a, b = stock[group][key] / unit, swipe[group][key] / unit
+        lines.append(f"| {title} | {a:.3g} | {b:.3g} | {b / a:.3f} |")
+    parts = list(dict.fromkeys([*stock["training"]["parts"], *swipe["training"]["parts"]]))
+    lines += ["", f"| seconds per iteration | {STOCK} | {SWIPE} |", "|---|---|---|"]
+    for part in parts:
+        cells = [f"{side['training']['parts'].get(part, 0):.3f}" for side in (stock, swipe)]
+        lines.append(f"| {part} | {cells[0]} | {cells[1]} |")
+    d = result["decoding"]
+    lines += [
+        "",
+        f"MISE ({d['levels']} levels) {d['seconds of MISE']:.3f} s, dense {d['seconds of dense']:.3f} s: "
+        f"{d['seconds of dense'] / d['seconds of MISE']:.2f} times as fast, {d['identical labels']:.3%} identical "
+        f"labels (least of {d['crops']} crops {d['least identical labels']:.3%}); "
+        f"encoder {d['seconds of encode']:.3f} s.",
+        f"Points: {swipe['training']['parts']['points'] / swipe['training']['seconds per step']:.1%} of a step.",
+        f"Hardware: {result['hardware']}",
+    ]
+    for what, table in result.get("growth", {}).items():
+        lines += ["", f"| {what} | trainer | seconds | memory added (GiB) |", "|---|---|---|---|"]
+        for row in table:
+            mark = "~" if row["extrapolated"] else ""
+            memory = f"{mark}{row['memory added'] / GIB:.3g}"
+            lines.append(f"| {row['value']} | {row['trainer']} | {mark}{row['seconds']:.3g} | {memory} |")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def quiet():  # noqa: ANN201
+    """Keep nnU-Net's messages to itself."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
