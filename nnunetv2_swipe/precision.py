@@ -2,7 +2,6 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 
 import torch
 
@@ -11,7 +10,7 @@ _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ALLOWED = {"cpu": ("auto", "off", "bf16"), "cuda": ("auto", "off", "bf16", "fp16")}
 
 
-@cache
+@torch.compiler.assume_constant_result
 def amp_dtype(device_type: str) -> torch.dtype | None:
     """The reduced precision of the network's matrix products and convolutions; None: float32.
 

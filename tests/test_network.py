@@ -10,8 +10,9 @@ from torch import nn
 
 from nnunetv2_swipe.network.backbones import InstanceNorm, build_backbone
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, patch_index, source_channels, voxel_centres
+from nnunetv2_swipe.network.decoders import Dropout
 from nnunetv2_swipe.network.neck import MultiStageAttention, resize_to_grid
-from nnunetv2_swipe.precision import AMP_VARIABLE, amp_dtype
+from nnunetv2_swipe.precision import AMP_VARIABLE
 from nnunetv2_swipe.trainers import ablations
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.point_sampling import sample_points
@@ -121,12 +122,10 @@ class TestEvaluation:
         x[1, N_SOURCE_CHANNELS:] *= 100
         close(network(x)[:1], alone, atol=1e-3)
 
-    def test_bfloat16_is_close(self, evaluated, monkeypatch, request):
+    def test_bfloat16_is_close(self, evaluated, monkeypatch):
         network, x, _ = evaluated((16, 16, 16))
         expected = network(x)
-        request.addfinalizer(amp_dtype.cache_clear)
         monkeypatch.setenv(AMP_VARIABLE, "bf16")
-        amp_dtype.cache_clear()
         found = network(x)
         assert found.dtype == torch.float32
         assert 0 < (found - expected).norm() / expected.norm() < 0.1
@@ -137,6 +136,33 @@ class TestEvaluation:
         assert torch.equal(network.decode(embeddings, points, sample), network.decode(embeddings, points, sample))
         network.train()
         assert not torch.equal(network.decode(embeddings, points, sample), network.decode(embeddings, points, sample))
+
+
+class TestDropout:
+    @pytest.mark.parametrize(("p", "expected"), [(0.1, 26 / 256), (0.5, 0.5), (0.999, 255 / 256)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_drops_and_scales(self, p, expected, dtype):
+        x = torch.ones(40, 33, 101, dtype=dtype, requires_grad=True)
+        y = Dropout(p)(x)
+        kept = y != 0
+        assert y.dtype == dtype
+        assert (~kept).float().mean().item() == pytest.approx(expected, abs=0.01)
+        torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - expected)), atol=0, rtol=0.01)
+        y.sum().backward()
+        assert torch.equal(x.grad != 0, kept)
+
+    def test_leaves_evaluation_alone(self):
+        x = torch.randn(5, 7)
+        assert Dropout(0.5).eval()(x) is x
+        assert torch.equal(Dropout(0.0)(x), x)
+
+    def test_draws_follow_the_seed(self):
+        draws = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            draws.append(Dropout(0.5)(torch.ones(100)))
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.equal(draws[0], draws[2])
 
 
 class TestDecoding:

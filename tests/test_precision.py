@@ -15,13 +15,6 @@ def pretend(monkeypatch, *answers):
         monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
 
 
-@pytest.fixture(autouse=True)
-def no_cache():
-    amp_dtype.cache_clear()
-    yield
-    amp_dtype.cache_clear()
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     ("value", "expected"), [("off", None), ("OFF", None), ("bf16", torch.bfloat16), ("BF16", torch.bfloat16)]

@@ -16,7 +16,7 @@ from nnunet_helpers import geometry, make_trainer, nnunet_folders, plan, read_la
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from PIL import Image
 
-from nnunetv2_swipe.precision import AMP_VARIABLE, amp_dtype
+from nnunetv2_swipe.precision import AMP_VARIABLE
 from nnunetv2_swipe.trainers import SwIPETrainer
 
 DATA = os.environ.get("SWIPE_TEST_DATA", "")
@@ -29,10 +29,8 @@ pytestmark = pytest.mark.skipif(not DATA, reason="SWIPE_TEST_DATA names no folde
 def precision_of_the_hardware(monkeypatch):
     """As in everyday use; the other tests compute in float32."""
     monkeypatch.setenv(AMP_VARIABLE, "auto")
-    amp_dtype.cache_clear()
     yield
     monkeypatch.undo()
-    amp_dtype.cache_clear()
 
 
 @pytest.fixture

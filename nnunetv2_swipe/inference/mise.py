@@ -45,9 +45,7 @@ def decode_coarse_to_fine(
         step = [s // r for s, r in zip(step, ratio, strict=True)]
         active = _active_cells(logits, margin, regions)
         logits, decoded = _interpolate(logits, decoded, ratio)
-        _refine(
-            decode, logits, decoded, active, ratio, _lattice(batch, size, step, decoded.shape[1:], device), regions
-        )
+        _refine(decode, logits, decoded, active, ratio, _lattice(batch, size, step, decoded.shape[1:], device), regions)
     crop = (slice(None), slice(None), *[slice(n) for n in size])
     return logits[crop].contiguous()
 
@@ -64,9 +62,7 @@ def redecode_borders(decode: Decode, logits: Tensor, *, margin: float, regions: 
 def _lattice(
     batch: int, size: Sequence[int], step: Sequence[int], shape: Sequence[int], device: torch.device
 ) -> Tensor:
-    """Voxel numbers (B, *shape) of every `step`-th voxel; for points beyond the crop, which close its last cells, that
-    of the last voxel.
-    """
+    """Voxel numbers (B, *shape) of every `step`-th voxel; beyond the crop, where its last cells end, the last one's."""
     index = torch.arange(batch, device=device).view(-1, *[1] * len(size))
     for axis, (n, s, n_points) in enumerate(zip(size, step, shape, strict=True), start=1):
         points = (torch.arange(n_points, device=device) * s).clamp(max=n - 1)
@@ -79,7 +75,8 @@ def _interpolate(logits: Tensor, decoded: Tensor, ratio: Sequence[int]) -> tuple
     shape = [(n - 1) * r + 1 for n, r in zip(logits.shape[2:], ratio, strict=True)]
     finer = F.interpolate(logits, size=shape, mode=_LINEAR[len(shape)], align_corners=True)
     known = torch.zeros((len(logits), *shape), dtype=torch.bool, device=logits.device)
-    known[(slice(None), *[slice(None, None, r) for r in ratio])] = decoded
+    every_other = (slice(None), *[slice(None, None, r) for r in ratio])
+    known[every_other] = decoded
     return finer, known
 
 
@@ -149,7 +146,8 @@ def _cells_around(points: Tensor, ratio: Sequence[int], cells: Tensor) -> Tensor
     for side in itertools.product((0, 1), repeat=len(ratio)):
         # a point between two cells belongs to both
         cell = ((points - torch.tensor(side, device=points.device)).clamp(min=0) // r).minimum(last)
-        result[(sample, *cell.unbind(1))] = True
+        where = (sample, *cell.unbind(1))
+        result[where] = True
     return result
 
 

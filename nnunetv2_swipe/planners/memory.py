@@ -1,64 +1,95 @@
-"""Memory that a training step needs, found by running it on tensors that hold no data."""
+"""Memory of a training step, found by running it on tensors that hold no data."""
 
-import math
+import os
 import weakref
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from nnunetv2_swipe.config import SwIPEConfig
 from nnunetv2_swipe.network.swipe_net import SwIPENet
+from nnunetv2_swipe.precision import AMP_VARIABLE
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.point_sampling import PointSample
 
-
-class PeakBytes(TorchDispatchMode):
-    """Adds up the storages that are alive; `peak` is the most there were, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._known = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(result)[0]:
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor)
-        return result
-
-    def count(self, tensor):
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        n = storage.nbytes()
-        self.alive += n
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._release, n)
-
-    def _release(self, n):
-        self.alive -= n
+GIB = 1 << 30
+MIN_BATCH_SIZE = 2
+"""As nnU-Net's."""
+OVERHEAD = 1.25
+"""What kernels and the allocator add to the tensors, measured on the CPU (docs/results.md)."""
 
 
-def training_memory(config: SwIPEConfig, crop: Sequence[int], batch: int, *, channels: int, num_classes: int, amp=torch.bfloat16) -> int:
-    dims, n = config.dims, config.n_points
-    with FakeTensorMode(), PeakBytes() as memory:
+def training_memory(
+    config: SwIPEConfig, crop: Sequence[int], batch_size: int, *, channels: int, num_classes: int, amp: str = "bf16"
+) -> int:
+    """Estimate of the peak memory of training, in bytes: network, optimizer, activations and gradients.
+
+    Args:
+        config: SwIPE's settings.
+        crop: Size of a training crop in voxels.
+        batch_size: Crops per step.
+        channels: Image channels.
+        num_classes: Segmentation heads.
+        amp: Precision, a value of SWIPE_AMP; a GPU's by default.
+    """
+    n, dims = config.n_points, config.dims
+    target = (batch_size, n, num_classes) if config.regions else (batch_size, n)
+    with mock.patch.dict(os.environ, {AMP_VARIABLE: amp}), FakeTensorMode(), _LiveTensors() as live:
         network = SwIPENet(config, channels, num_classes)
         loss = SwIPELoss(config, num_classes=num_classes)
         optimizer = torch.optim.AdamW(network.parameters())
-        for _ in range(2):
-            x = torch.empty(batch, network.expected_channels, *crop)
-            target = torch.empty(batch, n, num_classes) if config.regions else torch.empty(batch, n, dtype=torch.int64)
-            neighbours = torch.empty(batch, n, config.n_spo, dims, dtype=torch.int64) if config.n_spo else None
-            sample = PointSample(torch.empty(batch, n, dims), target, torch.empty(batch, n), neighbours)
+        for _ in range(2):  # the first step makes the optimizer's state
+            x = torch.empty(batch_size, network.expected_channels, *crop)
+            sample = PointSample(
+                points=torch.empty(batch_size, n, dims),
+                target=torch.empty(target, dtype=torch.float32 if config.regions else torch.int64),
+                weight=torch.empty(batch_size, n),
+                neighbours=torch.empty(batch_size, n, config.n_spo, dims, dtype=torch.int64) if config.n_spo else None,
+            )
             optimizer.zero_grad(set_to_none=True)
-            value = loss.points(network(x, sample.points, sample.neighbours), sample)
-            value.backward()
+            loss.points(network(x, sample.points, sample.neighbours), sample).backward()
             optimizer.step()
-            del value
-    return memory.peak
+    return round(OVERHEAD * live.peak)
+
+
+def fitting_batch_size(
+    config: SwIPEConfig, crop: Sequence[int], batch_size: int, target: float, *, channels: int, num_classes: int
+) -> tuple[int, int]:
+    """The batch size, reduced (to two at the least) until training fits into `target` bytes, and what it needs."""
+    while True:
+        needed = training_memory(config, crop, batch_size, channels=channels, num_classes=num_classes)
+        if needed <= target or batch_size <= MIN_BATCH_SIZE:
+            return batch_size, needed
+        batch_size = max(MIN_BATCH_SIZE, min(batch_size - 1, int(batch_size * target / needed)))
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Adds up the memory of all tensors that are alive: `peak` is the most there was, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._bytes = 0
+        self._known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            self._change(storage.nbytes())
+            weakref.finalize(storage, self._change, -storage.nbytes())
+
+    def _change(self, n: int) -> None:
+        self._bytes += n
+        self.peak = max(self.peak, self._bytes)

@@ -9,11 +9,12 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_swipe.config import PLAN_KEY
+from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
+from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
 from nnunetv2_swipe.planners.plan_block import (
     STOCK_PREPROCESSOR,
     SWIPE_PREPROCESSOR,
@@ -72,9 +73,28 @@ class SwIPEPlanner(ExperimentPlanner):
         others = [load_json(str(f)) for f in sorted(folder.glob("*.json")) if f.stem != self.plans_identifier]
         for name, configuration in plans["configurations"].items():
             if "inherits_from" not in configuration:
-                configuration[PLAN_KEY] = derive_block(planned, name, labels, statistics).to_dict()
+                config = derive_block(planned, name, labels, statistics)
+                configuration[PLAN_KEY] = config.to_dict()
                 configuration["data_identifier"] = shared_identifier(planned, name, others)
+                configuration["batch_size"] = self._batch_size(planned, name, config)
         super().save_plans(plans)
+
+    def _batch_size(self, plans: Mapping[str, Any], name: str, config: SwIPEConfig) -> int:
+        """nnU-Net's batch size, or what fits into the memory target if SwIPE needs more than nnU-Net's network."""
+        manager = PlansManager(dict(plans))
+        configuration = manager.get_configuration(name)
+        channels = determine_num_input_channels(manager, configuration, self.dataset_json)
+        classes = manager.get_label_manager(self.dataset_json).num_segmentation_heads
+        target = self.UNet_vram_target_GB * GIB
+        batch_size, needed = fitting_batch_size(
+            config, configuration.patch_size, configuration.batch_size, target, channels=channels, num_classes=classes
+        )
+        print(
+            f"SwIPE {name}: batch size {batch_size}, about {needed / GIB:.1f} GiB to train with automatic mixed "
+            f"precision (target {self.UNet_vram_target_GB:g} GiB)"
+            + ('; fewer "n_points" or a smaller crop need less' if needed > target else "")
+        )
+        return batch_size
 
 
 def shared_identifier(plans: Mapping[str, Any], name: str, others: Iterable[Any]) -> str:
