@@ -1,7 +1,8 @@
 """Which numerical precision is used where."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -34,6 +35,20 @@ def amp_dtype(device_type: str) -> torch.dtype | None:
         return torch.bfloat16 if native else torch.float16
     questions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return torch.bfloat16 if any(getattr(torch.cpu, name, bool)() for name in questions) else None
+
+
+@contextmanager
+def forced_precision(choice: str) -> Iterator[None]:
+    """Context in which SWIPE_AMP has another value."""
+    before = os.environ.get(AMP_VARIABLE)
+    os.environ[AMP_VARIABLE] = choice
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[AMP_VARIABLE]
+        else:
+            os.environ[AMP_VARIABLE] = before
 
 
 def network_precision(device: torch.device) -> AbstractContextManager:

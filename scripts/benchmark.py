@@ -1,6 +1,6 @@
 """Benchmarks on real data, SwIPETrainer beside nnUNetTrainer.
 
-    python scripts/benchmark.py speed hippocampus --data DATA [--folder FOLDER] [--device cpu] [--growth]
+    python scripts/benchmark.py speed hippocampus --data DATA [--folder FOLDER] [--steps 10] [--cases 5] [--growth]
 
 `speed`: parameters, FLOPs, time and memory of training and prediction. Prints Markdown tables and writes them, and
 all numbers as JSON, to FOLDER. DATA is as for `real_data.py`, which first trains the SwIPE model to predict with,
@@ -11,7 +11,9 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import sys
+from typing import Any
 
 import real_data
 from demo import DemoError
@@ -29,8 +31,8 @@ def speed(arguments: argparse.Namespace) -> None:
         "nnUNet_preprocessed": str(folder / "nnUNet_preprocessed"),
         "nnUNet_results": str(work / "nnUNet_results"),
         "nnUNet_n_proc_DA": "0",
-        "nnUNet_compile": "f",
     }
+    shutil.rmtree(work, ignore_errors=True)  # an earlier run's plans would be used again
     # nnU-Net reads its folders when it is imported
     from benchmark_speed import Task, measure_all, report
 
@@ -38,8 +40,11 @@ def speed(arguments: argparse.Namespace) -> None:
     files = sorted(str(f) for f in (folder / "validation_images" / name).iterdir())
     cases = [list(group) for _, group in itertools.groupby(files, key=lambda f: f.rpartition("_")[0])]
     images = cases[: arguments.cases]
-    result = measure_all(task, model, images, work / "predictions", steps=arguments.steps, growth=arguments.growth)
-    (folder / f"speed_{arguments.dataset}.json").write_text(json.dumps(result, indent=2))
+    result: dict[str, Any] = {}
+    try:
+        measure_all(result, task, model, images, work / "predictions", steps=arguments.steps, growth=arguments.growth)
+    finally:  # what was measured is kept, whatever happens
+        (folder / f"speed_{arguments.dataset}.json").write_text(json.dumps(result, indent=2))
     text = report(result)
     (folder / f"speed_{arguments.dataset}.md").write_text(text + "\n")
     print(text)
@@ -54,7 +59,7 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=10, help="training steps to time")
     command.add_argument("--cases", type=int, default=5, help="validation cases to predict")
     command.add_argument("--growth", action="store_true", help="also with growing crops, classes, points, images")
-    command.set_defaults(run=speed, plans="nnUNetPlans")
+    command.set_defaults(run=speed, plans="nnUNetPlans", trainer="SwIPETrainer")
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

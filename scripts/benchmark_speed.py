@@ -10,12 +10,14 @@ import copy
 import io
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
@@ -27,8 +29,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_swipe.config import PLAN_KEY
+from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE
+from nnunetv2_swipe.planners.plan_block import FRAME_PREPROCESSOR
 from nnunetv2_swipe.planners.self_configuration import derive_config
 from nnunetv2_swipe.trainers import swipe_trainer
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
@@ -74,26 +78,35 @@ class Task:
 def measure_training(task: Task, trainer_name: str, steps: int) -> dict[str, Any]:
     """Seconds of a training iteration and its parts, peak memory, FLOPs and parameters."""
     torch.manual_seed(0)
-    watch = Stopwatch(task.torch_device)
-    with quiet(), PeakMemory(task.torch_device) as memory:
+    np.random.seed(0)  # noqa: NPY002  (what nnU-Net's loader draws from)
+    device = task.torch_device
+    watch = Stopwatch(device)
+    with quiet(), PeakMemory(device) as memory:
         trainer = task.trainer(trainer_name)
         trainer.initialize()
         loader, _ = trainer.get_dataloaders()
-        _watch_parts(watch, trainer)
         trainer.on_train_epoch_start()
-        seconds: list[float] = []
-        for step in range(WARM_UP_STEPS + steps):
-            if step == WARM_UP_STEPS:
-                watch.seconds.clear()
+        for _ in range(WARM_UP_STEPS):
+            trainer.train_step(next(loader))
+        seconds, data = [], []
+        for _ in range(steps):
             start = time.perf_counter()
             batch = next(loader)
             loaded = time.perf_counter()
             trainer.train_step(batch)
-            synchronize(task.torch_device)
+            synchronize(device)
+            data.append(loaded - start)
             seconds.append(time.perf_counter() - loaded)
-            watch.seconds["data"] += loaded - start
+    with quiet():
+        trainer.network = getattr(trainer.network, "_orig_mod", trainer.network)  # parts are of the plain network
+        _watch_parts(watch, trainer)
+        start = time.perf_counter()
+        for _ in range(steps):
+            trainer.train_step(batch)
+        synchronize(device)
+        watched = time.perf_counter() - start
     parts = {part: total / steps for part, total in watch.seconds.items()}
-    parts["other"] = sum(seconds[WARM_UP_STEPS:]) / steps - sum(t for part, t in parts.items() if part != "data")
+    parts["other"] = watched / steps - sum(parts.values())
     with quiet(), FlopCounterMode(display=False) as counter:
         trainer.train_step(batch)
     with quiet():
@@ -101,9 +114,9 @@ def measure_training(task: Task, trainer_name: str, steps: int) -> dict[str, Any
     return {
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "GFLOP per iteration": counter.get_total_flops() / 1e9,
-        "seconds per step": statistics.median(seconds[WARM_UP_STEPS:]),
-        "seconds per iteration": statistics.median(seconds[WARM_UP_STEPS:]) + parts["data"],
-        "parts": parts,
+        "seconds per step": statistics.median(seconds),
+        "seconds per iteration": statistics.median(seconds) + statistics.median(data),
+        "parts": {"data": statistics.median(data), **parts},
         "memory added": memory.added,
         "memory total": memory.total,
         "settings": trainer.config.to_dict() if isinstance(trainer, SwIPETrainer) else None,
@@ -181,7 +194,8 @@ def measure_decoding(task: Task, model: Path, images: Sequence[Sequence[str]]) -
         network.load_state_dict(predictor.list_of_parameters[0])
         network.to(task.torch_device).eval()
         crops = [crop for files in images for crop in _crops(predictor, files)]
-    planned, dense = network.config, network.config.replace(mise_levels=0)
+    planned = network.config
+    configs = {"MISE": planned, "dense": planned.replace(mise_levels=0)}
     seconds: dict[str, list[float]] = {"encode": [], "MISE": [], "dense": []}
     same = []
     with torch.inference_mode():
@@ -190,7 +204,8 @@ def measure_decoding(task: Task, model: Path, images: Sequence[Sequence[str]]) -
             seconds["encode"].append(seconds_of(partial(network.encode, x), task.torch_device))
             embeddings = network.encode(x)
             labels = []
-            for key, network.config in (("MISE", planned), ("dense", dense)):
+            for key, config in configs.items():
+                network.config = config
                 seconds[key].append(seconds_of(partial(network.decode_dense, embeddings), task.torch_device))
                 logits = network.decode_dense(embeddings)
                 labels.append(logits > 0 if planned.regions else logits.argmax(1))
@@ -214,8 +229,27 @@ def _crops(predictor: nnUNetPredictor, files: Sequence[str]) -> list[torch.Tenso
     return [padded[window][None] for window in predictor._internal_get_sliding_window_slicers(padded.shape[1:])]
 
 
-def measure_growth(task: Task, trainer_name: str, what: str, value: int) -> dict[str, Any]:
-    """Seconds and peak memory of a training step (batch 1, synthetic), or of an image's prediction, at one size."""
+def measure_image(task: Task, model: Path, files: Sequence[str], side: int) -> dict[str, Any]:
+    """Seconds and peak memory of predicting, without mirroring, a validation case repeated to a larger size."""
+    with quiet():
+        predictor = _predictor(task, model, mirroring=False)
+        configuration = predictor.configuration_manager
+        data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
+            list(files), None, predictor.plans_manager, configuration, predictor.dataset_json
+        )
+        size = [1 if n == 1 and len(configuration.patch_size) == 2 else side for n in data.shape[1:]]
+        axes = [np.arange(n) % m for n, m in zip(size, data.shape[1:], strict=True)]
+        image = data[np.ix_(range(len(data)), *axes)]
+        if configuration.preprocessor_name == FRAME_PREPROCESSOR:
+            image[:N_SOURCE_CHANNELS] = source_channels(size)
+        run = partial(predictor.predict_logits_from_preprocessed_data, torch.from_numpy(image))
+        with PeakMemory(task.torch_device) as memory:
+            seconds = seconds_of(run, task.torch_device, limit=SECONDS_PER_GROWTH_STEP)
+    return {"seconds": seconds, "memory added": memory.added}
+
+
+def measure_step(task: Task, trainer_name: str, what: str, value: int) -> dict[str, Any]:
+    """Seconds and peak memory of a training step (batch 1, synthetic) at one size."""
     trainer = task.trainer(STOCK)
     plans = copy.deepcopy(trainer.plans_manager.plans) | {"continue_training": False}
     dataset = copy.deepcopy(trainer.dataset_json)
@@ -240,12 +274,8 @@ def measure_growth(task: Task, trainer_name: str, what: str, value: int) -> dict
     with quiet(), PeakMemory(task.torch_device) as memory:
         trainer = trainer_class(plans, task.configuration, FOLD, dataset, task.torch_device)
         trainer.initialize()
-        if what.startswith("image"):
-            run = _image_prediction(task, trainer, (value,) * dims)
-        else:
-            batch = _synthetic_batch(trainer, heads)
-            trainer.network.train()
-            run = partial(trainer.train_step, batch)
+        trainer.network.train()
+        run = partial(trainer.train_step, _synthetic_batch(trainer, heads))
         seconds = seconds_of(run, task.torch_device, limit=SECONDS_PER_GROWTH_STEP)
     return {"seconds": seconds, "memory added": memory.added}
 
@@ -261,42 +291,31 @@ def _synthetic_batch(trainer: nnUNetTrainer, heads: int) -> dict[str, Any]:
     return {"data": torch.randn(1, channels, *crop), "target": targets, "keys": ["synthetic"]}
 
 
-def _image_prediction(task: Task, trainer: nnUNetTrainer, size: tuple[int, ...]) -> Callable[[], Any]:
-    """Sliding-window prediction of a random image, without mirroring."""
-    channels = getattr(trainer.network, "expected_channels", trainer.num_input_channels)
-    trainer.set_deep_supervision_enabled(False)
-    predictor = nnUNetPredictor(use_mirroring=False, device=task.torch_device, allow_tqdm=False)
-    predictor.manual_initialization(
-        trainer.network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        [trainer.network.state_dict()],
-        trainer.dataset_json,
-        type(trainer).__name__,
-        None,
-    )
-    image = torch.randn(channels, *(size if len(size) == 3 else (1, *size)))
-    return partial(predictor.predict_logits_from_preprocessed_data, image)
-
-
-def growth_table(task: Task, what: str, dims: int) -> list[dict[str, Any]]:
-    """One row per size, both trainers; what takes too long is extrapolated from the size before and marked so."""
+def growth_table(task: Task, what: str, models: Mapping[str, Path], files: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per size, both trainers; what takes too long or too much is extrapolated from the size before."""
     rows = []
-    voxels = dims if "per side" in what else 1
+    dims = 2 if task.configuration == "2d" else 3
+    power = dims if "per side" in what else 1
     for trainer_name in (SWIPE,) if what.startswith("points") else (STOCK, SWIPE):
         last: dict[str, Any] | None = None
         for value in GROWTH[what][dims]:
-            factor = (value / last["value"]) ** voxels if last else 1.0
-            fits = last is None or (
+            factor = (value / last["value"]) ** power if last else 1.0
+            result = None
+            if last is None or (
                 not last["extrapolated"]
                 and factor * last["seconds"] < SECONDS_PER_GROWTH_STEP
                 and factor * last["memory added"] < 0.7 * _available_memory(task)
-            )
-            if fits or last is None:
-                result = isolated(measure_growth, task, trainer_name, what, value)
-            else:
-                result = {key: factor * last[key] for key in ("seconds", "memory added")}
-            last = {"trainer": trainer_name, "value": value, "extrapolated": not fits, **result}
+            ):
+                try:
+                    if what.startswith("image"):
+                        result = isolated(measure_image, task, models[trainer_name], files, value)
+                    else:
+                        result = isolated(measure_step, task, trainer_name, what, value)
+                except (BrokenProcessPool, torch.OutOfMemoryError):
+                    if last is None:
+                        raise
+            extrapolated = {key: factor * last[key] for key in ("seconds", "memory added")} if last else {}
+            last = {"trainer": trainer_name, "value": value, "extrapolated": result is None, **(result or extrapolated)}
             rows.append(last)
     return rows
 
@@ -309,15 +328,29 @@ def _available_memory(task: Task) -> int:
 
 
 def measure_all(
-    task: Task, model: Path, images: Sequence[Sequence[str]], work: Path, *, steps: int, growth: bool
-) -> dict[str, Any]:
-    """Every measurement, one after the other, each in its own process."""
-    result: dict[str, Any] = {"task": vars(task), "hardware": isolated(hardware, task.torch_device)}
+    result: dict[str, Any],
+    task: Task,
+    model: Path,
+    images: Sequence[Sequence[str]],
+    work: Path,
+    *,
+    steps: int,
+    growth: bool,
+) -> None:
+    """Every measurement, one after the other, each in its own process; fills `result`.
+
+    Raises:
+        ValueError: The trained model has other settings than would be derived now.
+    """
+    result |= {"task": vars(task), "hardware": isolated(hardware, task.torch_device)}
     for trainer in (STOCK, SWIPE):
         print(f"... {trainer}: training", flush=True)
         result[trainer] = {"training": isolated(measure_training, task, trainer, steps)}
-    for trainer in (STOCK, SWIPE):
-        folder = model if trainer == SWIPE else Path(result[trainer]["training"]["model"])
+    trained = load_json(str(model / "plans.json"))["configurations"][task.configuration][PLAN_KEY]
+    if trained != result[SWIPE]["training"]["settings"]:
+        raise ValueError(f"{model} was trained with other settings than are derived now. Delete it to train again.")
+    models = {STOCK: Path(result[STOCK]["training"]["model"]), SWIPE: model}
+    for trainer, folder in models.items():
         for key, mirroring in (("mirroring", True), ("no mirroring", False)):
             print(f"... {trainer}: prediction, {key}", flush=True)
             result[trainer][f"prediction, {key}"] = isolated(
@@ -325,12 +358,9 @@ def measure_all(
             )
     print("... decoding", flush=True)
     result["decoding"] = isolated(measure_decoding, task, model, images)
-    if growth:
-        dims = len(result[SWIPE]["training"]["settings"]["patch_size"])
-        for what in GROWTH:
-            print(f"... growth: {what}", flush=True)
-            result.setdefault("growth", {})[what] = growth_table(task, what, dims)
-    return result
+    for what in GROWTH if growth else ():
+        print(f"... growth: {what}", flush=True)
+        result.setdefault("growth", {})[what] = growth_table(task, what, models, images[0])
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -360,6 +390,7 @@ def report(result: Mapping[str, Any]) -> str:
     for part in parts:
         cells = [f"{side['training']['parts'].get(part, 0):.3f}" for side in (stock, swipe)]
         lines.append(f"| {part} | {cells[0]} | {cells[1]} |")
+    parts_of_step = {part: t for part, t in swipe["training"]["parts"].items() if part != "data"}
     d = result["decoding"]
     lines += [
         "",
@@ -367,7 +398,7 @@ def report(result: Mapping[str, Any]) -> str:
         f"{d['seconds of dense'] / d['seconds of MISE']:.2f} times as fast, {d['identical labels']:.3%} identical "
         f"labels (least of {d['crops']} crops {d['least identical labels']:.3%}); "
         f"encoder {d['seconds of encode']:.3f} s.",
-        f"Points: {swipe['training']['parts']['points'] / swipe['training']['seconds per step']:.1%} of a step.",
+        f"Points: {parts_of_step['points'] / sum(parts_of_step.values()):.1%} of a step.",
         f"Hardware: {result['hardware']}",
     ]
     for what, table in result.get("growth", {}).items():

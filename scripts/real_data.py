@@ -115,7 +115,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--data", type=Path, required=True, help="folder with the real datasets")
     parser.add_argument("--folder", type=Path, default=Path("real_data"), help="work folder")
-    parser.add_argument("--trainer", default="SwIPETrainer")
     parser.add_argument("--plans", default="nnUNetSwIPEPlans", help="or nnUNetPlans, of nnU-Net's default planner")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=250, help="per epoch")
@@ -126,6 +125,7 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
+    parser.add_argument("--trainer", default="SwIPETrainer")
     try:
         run(parser.parse_args())
     except DemoError as error:

@@ -9,7 +9,7 @@ from nnunetv2_swipe.config import SwIPEConfig
 from nnunetv2_swipe.network.coordinates import source_channels
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 
-# bfloat16 has two digits; the answer is cached when the first test asks for it
+# bfloat16 has two digits when the first test asks for it
 os.environ.setdefault("SWIPE_AMP", "off")
 
 

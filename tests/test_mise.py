@@ -226,7 +226,7 @@ def test_the_real_network_refined_everywhere_equals_its_dense_output(
     with torch.no_grad():
         expected = tiny_network(dense).eval()(x)
         found = tiny_network(refined).eval()(x)
-        monkeypatch.setattr(voxel_decoder, "POINTS_PER_CHUNK", 64)
+        monkeypatch.setitem(voxel_decoder.ROWS_PER_CHUNK, "cpu", 64)
         chunked = tiny_network(refined).eval()(x)
     assert expected.flatten(2).std(-1).min() > 1e-3  # otherwise any interpolation would do
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -240,7 +240,7 @@ def test_chunks_bound_the_rows_decoded_at_once(tiny_config, tiny_network, tiny_i
     network, lengths = tiny_network(config).eval(), []
     first_layer = network.patch_decoder.from_first_layer
     monkeypatch.setattr(network.patch_decoder, "from_first_layer", lambda x: lengths.append(len(x)) or first_layer(x))
-    monkeypatch.setattr(voxel_decoder, "POINTS_PER_CHUNK", 128)
+    monkeypatch.setitem(voxel_decoder.ROWS_PER_CHUNK, "cpu", 128)
     with torch.no_grad():
         network(tiny_input(config, (9, 14, 11)))
     assert max(lengths) == 128

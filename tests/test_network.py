@@ -219,17 +219,19 @@ class TestDecoding:
         assert jump(network.decode_blended, 5.5) < 0.1 * jump(network.decode, 3.5)
 
     @pytest.mark.parametrize("size", [(13, 9), (7, 10, 5)])
-    def test_a_training_step_decodes_the_same(self, evaluated, size):
-        """Own and neighbouring patches of the points alone, against the embeddings of all patches."""
-        network, x, embeddings = evaluated(size, n_spo=2)
+    @pytest.mark.parametrize("n", [64, 2])
+    def test_a_training_step_decodes_the_same(self, evaluated, size, n):
+        """It embeds all patches, or with few points those of the points alone."""
+        network, x, embeddings = evaluated(size, n_spo=2, n_points=n)
+        assert (embeddings.patch[..., 0].numel() < 2 * 3 * n) == (n == 64)
         sample = sample_points(labels_for(size), network.config, num_classes=3)
         outputs = network(x, sample.points, sample.neighbours)
-        crop = torch.arange(2).repeat_interleave(64)
+        crop = torch.arange(2).repeat_interleave(n)
         points = sample.points.flatten(0, 1)
         close(outputs.patch.flatten(0, 1), network.decode(embeddings, points, crop))
         for i in range(2):
             patches = sample.neighbours[:, :, i].flatten(0, 1)
-            found = outputs.neighbours.unflatten(1, (64, 2))[:, :, i].flatten(0, 1)
+            found = outputs.neighbours.unflatten(1, (n, 2))[:, :, i].flatten(0, 1)
             close(found, network.decode(embeddings, points, crop, patches))
         own = patch_index(points, network.config.patch_size, embeddings.patch.shape[1:-1])
         z_patch = embeddings.patch[(crop, *own.T)]

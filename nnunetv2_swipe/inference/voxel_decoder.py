@@ -7,10 +7,7 @@ Fourier features, and the rest of p^I and p^S) is one row per place, shared by a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +17,9 @@ from nnunetv2_swipe.network.coordinates import (
     axis_tensor,
     flat_index,
     fourier_features,
-    grid_shape,
     nearest_patches,
     patch_coordinates,
-    patch_index,
+    unravel,
     voxel_centres,
 )
 from nnunetv2_swipe.precision import full_precision, network_precision
@@ -31,21 +27,11 @@ from nnunetv2_swipe.precision import full_precision, network_precision
 if TYPE_CHECKING:
     from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
 
-POINTS_PER_CHUNK = 1 << 12
-"""Points decoded at once; bounds the memory of a dense prediction, and stays in the processor's cache."""
+ROWS_PER_CHUNK = {"cpu": 1 << 12}
+"""Rows decoded at once, by device: few on the CPU, to stay in its cache."""
+ROWS_PER_CHUNK_ELSEWHERE = 1 << 17
 LENGTHS = 8
-"""Different lengths of the chunks."""
-
-
-class VoxelRows(NamedTuple):
-    """For each voxel of a crop the table rows of the patches that decode it: n = 1, or 2^D where blended."""
-
-    patch: Tensor
-    """Row of the patch within its crop, (n, voxels) int64."""
-    place: Tensor
-    """Row of the place within the patch, (n, voxels) int64."""
-    weight: Tensor
-    """Multilinear weights, (n, voxels)."""
+"""Different lengths of the chunks: oneDNN compiles, and keeps, a kernel for each."""
 
 
 class VoxelDecoder:
@@ -60,26 +46,23 @@ class VoxelDecoder:
         config = network.config
         self._network = network
         self.size, self.device = embeddings.size, embeddings.patch.device
-        self.batch = len(embeddings.patch)
-        self._n_voxels = math.prod(self.size)
-        self._n_patches = math.prod(embeddings.patch.shape[1:-1])
+        self.batch, *self._grid = embeddings.patch.shape[:-1]
         # blended patches decode places up to half a patch outside
-        self._beyond = tuple(s // 2 if config.decoding == "blended" else 0 for s in config.patch_size)
+        self._beyond = [s // 2 if config.decoding == "blended" else 0 for s in config.patch_size]
+        self._window = [s + 2 * b for s, b in zip(config.patch_size, self._beyond, strict=True)]
         self._patch_table, self._place_table = self._tables(embeddings)
-        self._n_places = len(self._place_table) // self.batch
+        self._own_patch, self._own_place = self._own_rows()
 
     def _tables(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
         """First-layer terms (B * patches, features) and (B * places, features)."""
         network, config, device = self._network, self._network.config, self.device
         decoder, frame = network.patch_decoder, embeddings.source_frame
-        grid = embeddings.patch.shape[1:-1]
         with network_precision(device):
             patch_table = decoder.patch_layer(embeddings.patch)  # (B, *grid, features)
             image = network.image_term(embeddings.image)
         with full_precision(device):
             weight = decoder.point_layer.weight.float()
-            window = [s + 2 * b for s, b in zip(config.patch_size, self._beyond, strict=True)]
-            place = voxel_centres(window, device) - axis_tensor(self._beyond, weight)
+            place = voxel_centres(self._window, device) - axis_tensor(self._beyond, weight)
             p_patch = patch_coordinates(place, torch.zeros_like(place, dtype=torch.int64), config.patch_size)
             local = fourier_features(p_patch, config.fourier_frequencies)
             slope, constant = self._image_position(weight[:, local.shape[1] :], frame)
@@ -91,13 +74,13 @@ class VoxelDecoder:
                 constant = constant + image.float()
             axes = [
                 (torch.arange(n, device=device)[:, None] * (s * per_voxel[i]) - 1) * slope[:, i, None]
-                for i, (n, s) in enumerate(zip(grid, config.patch_size, strict=True))
+                for i, (n, s) in enumerate(zip(self._grid, config.patch_size, strict=True))
             ]  # (1 or B, n, features) each
             axes[0] = axes[0] + constant[:, None]
         # in place and in the table's own precision, the last two axes at once: the table is long
         dtype = patch_table.dtype
         plane = (axes[-2][:, :, None] + axes[-1][:, None]).to(dtype)
-        if len(grid) == 2:
+        if len(self._grid) == 2:
             patch_table += plane
         else:
             patch_table += plane[:, None]
@@ -122,65 +105,49 @@ class VoxelDecoder:
             constant = frame[..., -1] @ source.T
         return slope, constant
 
+    def _own_rows(self) -> tuple[Tensor, Tensor]:
+        """Rows of the patch that each voxel of a crop lies in, and of its place there: (voxels,) int32 each."""
+        patch = place = torch.zeros(1, dtype=torch.int32, device=self.device)
+        axes = zip(self.size, self._network.config.patch_size, self._grid, self._window, self._beyond, strict=True)
+        for n, s, n_patches, window, beyond in axes:
+            voxel = torch.arange(n, dtype=torch.int32, device=self.device)
+            patch = (patch[:, None] * n_patches + voxel // s).flatten()
+            place = (place[:, None] * window + voxel % s + beyond).flatten()
+        return patch, place
+
     def own(self, index: Tensor) -> Tensor:
         """Logits (M, K) float32 of voxels, each by the patch it lies in; index (M,) counts through all crops."""
-        return self._in_chunks(index, own_rows(self.size, self._network.config.patch_size, self._beyond, self.device))
+        return torch.cat([self._own(part)[:n] for part, n in self._chunks(index, 1)])
+
+    def _own(self, index: Tensor) -> Tensor:
+        sample = index // len(self._own_patch)
+        voxel = index - sample * len(self._own_patch)
+        return self._decode(self._own_patch[voxel], self._own_place[voxel], sample)
 
     def blended(self, index: Tensor) -> Tensor:
         """As `own`, blending the 2^D nearest patches with multilinear weights."""
-        rows = blended_rows(self.size, self._network.config.patch_size, self._beyond, self.device)
-        return self._in_chunks(index, rows)
+        return torch.cat([self._blended(part)[:n] for part, n in self._chunks(index, 1 << len(self.size))])
 
-    def _in_chunks(self, index: Tensor, rows: VoxelRows) -> Tensor:
-        """Decode in chunks of few different lengths: oneDNN compiles and keeps a kernel for each."""
-        longest = max(POINTS_PER_CHUNK // len(rows.weight), 1)
+    def _blended(self, index: Tensor) -> Tensor:
+        sample, voxel = unravel(index, (self.batch, *self.size)).tensor_split([1], -1)
+        patch, weight = nearest_patches(voxel.float(), self._network.config.patch_size, self._grid)
+        place = voxel - patch * axis_tensor(self._network.config.patch_size, patch) + axis_tensor(self._beyond, patch)
+        # at the crop's border a patch without weight may lie farther off
+        place = place.clamp(min=0).minimum(axis_tensor(self._window, place) - 1)
+        rows = (flat_index(patch, self._grid), flat_index(place, self._window), sample.expand(-1, len(patch)).T)
+        logits = self._decode(*[r.flatten() for r in rows])
+        return (logits.unflatten(0, weight.shape) * weight[..., None]).sum(0)
+
+    def _chunks(self, index: Tensor, rows_per_voxel: int) -> list[tuple[Tensor, int]]:
+        """Parts of the voxels, filled up to one of a few lengths, and the voxels in each."""
+        longest = max(ROWS_PER_CHUNK.get(self.device.type, ROWS_PER_CHUNK_ELSEWHERE) // rows_per_voxel, 1)
         multiple = max(longest // LENGTHS, 1)
-        parts = index.split(longest)
-        return torch.cat([self._decode(F.pad(part, (0, -len(part) % multiple)), rows)[: len(part)] for part in parts])
+        return [(F.pad(part, (0, -len(part) % multiple)), len(part)) for part in index.split(longest)]
 
-    def _decode(self, index: Tensor, rows: VoxelRows) -> Tensor:
-        sample = index // self._n_voxels
-        voxel = index - sample * self._n_voxels
-        patch = (rows.patch[:, voxel] + self._n_patches * sample).flatten()
-        place = (rows.place[:, voxel] + self._n_places * sample).flatten()
+    def _decode(self, patch: Tensor, place: Tensor, sample: Tensor) -> Tensor:
+        """Logits (M, K) of rows of the tables; `sample` (M,) is the crop."""
+        patch = patch + len(self._patch_table) // self.batch * sample
+        place = place + len(self._place_table) // self.batch * sample
         with network_precision(self.device):
             x = self._patch_table.index_select(0, patch).add_(self._place_table.index_select(0, place))
-            logits = self._network.bounded(self._network.patch_decoder.from_first_layer(x))
-        if len(rows.weight) == 1:
-            return logits
-        return (logits.unflatten(0, (-1, len(voxel))) * rows.weight[:, voxel, None]).sum(0)
-
-
-@lru_cache(maxsize=8)
-def own_rows(
-    size: tuple[int, ...], patch_size: tuple[int, ...], beyond: tuple[int, ...], device: torch.device
-) -> VoxelRows:
-    """Rows of the patch each voxel lies in."""
-    voxels = voxel_centres(size, device)
-    patch = patch_index(voxels, patch_size, grid_shape(size, patch_size))
-    return _rows(voxels, patch[None], torch.ones(1, len(voxels), device=device), size, patch_size, beyond)
-
-
-@lru_cache(maxsize=4)
-def blended_rows(
-    size: tuple[int, ...], patch_size: tuple[int, ...], beyond: tuple[int, ...], device: torch.device
-) -> VoxelRows:
-    """Rows and weights of the 2^D patches nearest to each voxel."""
-    voxels = voxel_centres(size, device)
-    patch, weight = nearest_patches(voxels, patch_size, grid_shape(size, patch_size))
-    return _rows(voxels, patch, weight, size, patch_size, beyond)
-
-
-def _rows(
-    voxels: Tensor,
-    patch: Tensor,
-    weight: Tensor,
-    size: Sequence[int],
-    patch_size: Sequence[int],
-    beyond: Sequence[int],
-) -> VoxelRows:
-    window = [s + 2 * b for s, b in zip(patch_size, beyond, strict=True)]
-    place = voxels.long() - patch * axis_tensor(patch_size, patch) + axis_tensor(beyond, patch)
-    # at the crop's border a patch without weight may lie farther off
-    place = place.clamp(min=0).minimum(axis_tensor(window, place) - 1)
-    return VoxelRows(flat_index(patch, grid_shape(size, patch_size)), flat_index(place, window), weight)
+            return self._network.bounded(self._network.patch_decoder.from_first_layer(x))

@@ -66,6 +66,15 @@ def flat_index(index: Tensor, grid: Sequence[int]) -> Tensor:
     return flat
 
 
+def unravel(flat: Tensor, size: Sequence[int]) -> Tensor:
+    """Indices per axis of raster-order numbers, (...) -> (..., D) int64."""
+    axes = []
+    for n in reversed(size):
+        axes.append(flat % n)
+        flat = flat // n
+    return torch.stack(axes[::-1], -1)
+
+
 def nearest_patches(v: Tensor, stride: Sequence[int], grid: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The 2^D patches whose centres surround each position, and their multilinear weights.
 

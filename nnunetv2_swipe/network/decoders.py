@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_swipe.precision import full_precision
+
 
 class Dropout(nn.Dropout):
     """Dropout that draws one random byte per value on the CPU, where PyTorch's takes ten times as long.
@@ -62,10 +64,11 @@ class OccupancyDecoder(nn.Module):
         Returns:
             Logits (..., num_classes).
         """
-        x = self.point_layer(points)
+        with full_precision(points.device):
+            x = self.point_layer(points)
         for term in (patch_term, image_term):
             if term is not None:
-                x = x + term
+                x = x.to(term.dtype) + term
         return self.from_first_layer(x)
 
     def from_first_layer(self, x: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ from nnunetv2_swipe.network.decoders import OccupancyDecoder
 from nnunetv2_swipe.network.neck import Neck
 from nnunetv2_swipe.precision import full_precision, network_precision
 
+PATCHES_PER_CHUNK = {"cpu": 1 << 12}
+"""Patches embedded at once in evaluation, by device: few on the CPU, to stay in its cache."""
+PATCHES_PER_CHUNK_ELSEWHERE = 1 << 17
 _MAX_LOGIT = 50.0
 
 
@@ -119,9 +122,13 @@ class SwIPENet(nn.Module):
             ValueError: The number of channels or axes is not what the plan says.
         """
         stages, image, frame = self._encode_stages(x)
+        grid = stages[0].shape[:-1]
+        n = PATCHES_PER_CHUNK.get(x.device.type, PATCHES_PER_CHUNK_ELSEWHERE)
+        chunks = zip(*[s.flatten(0, -2).split(n) for s in stages], strict=True)
         with network_precision(x.device):
-            patch, attention = self.neck.embed(stages)
-        return Embeddings(patch, image, attention, frame, tuple(x.shape[2:]))
+            patches, attentions = zip(*[self.neck.embed(chunk) for chunk in chunks], strict=True)
+        attention = None if self.neck.attention is None else torch.cat(attentions).unflatten(0, grid)
+        return Embeddings(torch.cat(patches).unflatten(0, grid), image, attention, frame, tuple(x.shape[2:]))
 
     def _encode_stages(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """Stage features on the patch grid (B, *grid, h) each, z^I (B, d), and the source frame."""
@@ -193,8 +200,7 @@ class SwIPENet(nn.Module):
     def decode_dense(self, embeddings: Embeddings) -> Tensor:
         """Logits at every voxel of the crops, (B, K, *size) float32, decoded as the plan says: MISE, own or blended.
 
-        Blending where all patches agree would not change a label: it is left to the voxels next to a border between
-        labels, unless every voxel is decoded.
+        Unless every voxel is decoded, blending is left to the voxels next to a border between own-patch labels.
         """
         config = self.config
         decoder = VoxelDecoder(self, embeddings)
@@ -267,7 +273,7 @@ class SwIPENet(nn.Module):
         return self._forward_points(x, points, neighbours)
 
     def _forward_points(self, x: Tensor, points: Tensor, neighbours: Tensor | None) -> PointLogits:
-        """A training step's outputs; embeds only the patches that the points need."""
+        """A training step's outputs; embeds all patches, or only those that the points need if they are fewer."""
         stages, z_image, frame = self._encode_stages(x)
         size, grid = tuple(x.shape[2:]), stages[0].shape[1:-1]
         batch, n = points.shape[:2]
@@ -279,25 +285,28 @@ class SwIPENet(nn.Module):
             patches = torch.cat((patches, neighbours.flatten(1, 2)), 1)
         first_row = math.prod(grid) * torch.arange(batch, device=points.device)
         row = (flat_index(patches, grid) + first_row[:, None]).flatten()
+        rows = [s.flatten(0, -2) for s in stages]
+        embed_all = len(rows[0]) <= len(row)  # else only those that the points need
         with network_precision(points.device):
-            z_patch, _ = self.neck.embed([s.flatten(0, -2).index_select(0, row) for s in stages])
-            patch_term = self.patch_decoder.patch_layer(z_patch).unflatten(0, (batch, -1))
+            z_patch, _ = self.neck.embed(rows if embed_all else [r.index_select(0, row) for r in rows])
+            patch_term = self.patch_decoder.patch_layer(z_patch)
             image_term = self.image_term(z_image)
+        norm = z_patch.float().square().sum(-1)
+        if embed_all:
+            patch_term, norm = patch_term.index_select(0, row), norm.index_select(0, row)
         logits = self._decode_patch(
             queries,
             patches,
             size,
-            patch_term=patch_term,
+            patch_term=patch_term.unflatten(0, (batch, -1)),
             image_term=None if image_term is None else image_term[:, None],
             frame=None if frame is None else frame[:, None],
         )
-        z_own = z_patch.unflatten(0, (batch, -1))[:, :n]
-        norm = z_own.float().square().sum(-1).mean() + z_image.float().square().sum(-1).mean()
         return PointLogits(
             logits[:, :n],
             self._decode_image(z_image, points, size),
             logits[:, n:] if n_spo else None,
-            norm,
+            norm.unflatten(0, (batch, -1))[:, :n].mean() + z_image.float().square().sum(-1).mean(),
         )
 
     def _decode_image(self, z_image: Tensor, points: Tensor, size: tuple[int, ...]) -> Tensor | None:

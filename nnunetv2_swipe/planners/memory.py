@@ -1,10 +1,9 @@
 """Memory of a training step, found by running it on tensors that hold no data."""
 
-import os
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from nnunetv2_swipe.config import SwIPEConfig
 from nnunetv2_swipe.network.swipe_net import SwIPENet
-from nnunetv2_swipe.precision import AMP_VARIABLE
+from nnunetv2_swipe.precision import forced_precision
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.point_sampling import PointSample
 
@@ -35,11 +34,11 @@ def training_memory(
         batch_size: Crops per step.
         channels: Image channels.
         num_classes: Segmentation heads.
-        amp: Precision, a value of SWIPE_AMP; a GPU's by default.
+        amp: Precision of the network, "bf16" (as on a GPU) or "off" (float32).
     """
     n, dims = config.n_points, config.dims
     target = (batch_size, n, num_classes) if config.regions else (batch_size, n)
-    with mock.patch.dict(os.environ, {AMP_VARIABLE: amp}), FakeTensorMode(), _LiveTensors() as live:
+    with forced_precision(amp), FakeTensorMode(), _LiveTensors() as live:
         network = SwIPENet(config, channels, num_classes)
         loss = SwIPELoss(config, num_classes=num_classes)
         optimizer = torch.optim.AdamW(network.parameters())
@@ -54,7 +53,9 @@ def training_memory(
             optimizer.zero_grad(set_to_none=True)
             loss.points(network(x, sample.points, sample.neighbours), sample).backward()
             optimizer.step()
-    return round(OVERHEAD * live.peak)
+    # nnU-Net's online validation: dense logits, their softmax and what the loss makes of them
+    validation = 4 * 4 * batch_size * num_classes * math.prod(crop)
+    return round(OVERHEAD * max(live.peak, validation))
 
 
 def fitting_batch_size(

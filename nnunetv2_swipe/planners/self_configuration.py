@@ -87,7 +87,7 @@ def derive_config(
         weight_decay=1e-2,
         warmup_iterations=500,
         mise_levels=choose_mise_levels(voxels_thick),
-        mise_margin=0.5,
+        mise_margin=1.0,
         decoding="own",
         regions=regions,
     )
@@ -182,8 +182,8 @@ def choose_boundary_radius(voxels_thick: Sequence[float], crop: Sequence[int]) -
 
 
 def choose_mise_levels(voxels_thick: Sequence[float]) -> int:
-    """Coarsest lattice step 2^levels: the thinnest structure at most, 8 at most (docs/results.md)."""
-    return _power_of_two(min(voxels_thick), 1, 8).bit_length() - 1
+    """Coarsest lattice step 2^levels: half of the thinnest structure at most, so that none slips through."""
+    return _power_of_two(min(voxels_thick) / 2, 1, 8).bit_length() - 1
 
 
 def _power_of_two(value: float, lowest: int, highest: int) -> int:

@@ -13,6 +13,7 @@ from torch import nn
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
+from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
 from nnunetv2_swipe.trainers.checkpoints import check_checkpoint
 from nnunetv2_swipe.training.losses import SwIPELoss
@@ -79,7 +80,10 @@ class SwIPETrainer(nnUNetTrainer):
         else:
             self.print_to_log_file("SwIPE: training without source coordinates.")
         parameters = sum(p.numel() for p in self.network.parameters())
-        self.print_to_log_file(f"SwIPE: {parameters / 1e6:.2f} M parameters, settings {self.config.to_dict()}")
+        precision = amp_dtype(self.device.type) or torch.float32
+        self.print_to_log_file(
+            f"SwIPE: {parameters / 1e6:.2f} M parameters, {precision}, settings {self.config.to_dict()}"
+        )
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing to set: SwIPE has no deep supervision."""
@@ -151,7 +155,7 @@ class SwIPETrainer(nnUNetTrainer):
                 f"The preprocessed image of {', '.join(broken)} holds NaN or infinite values. Correct the image and "
                 "preprocess the dataset again."
             )
-        if self.grad_scaler is None:
+        if amp_dtype(self.device.type) is not torch.float16:
             raise RuntimeError(
                 f"The loss of epoch {self.current_epoch} is not finite, although the images are: training diverged. "
                 f'Lower "initial_lr" in the {PLAN_KEY!r} block of the plan and train again.'

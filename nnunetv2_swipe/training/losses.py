@@ -24,18 +24,23 @@ def occupancy_loss(logits: Tensor, target: Tensor, weight: Tensor, *, regions: b
         A scalar, float32.
     """
     logits, weight = logits.float(), weight.float()
-    if regions:
-        onehot = target.float()
-        entropy = F.binary_cross_entropy_with_logits(logits, onehot, reduction="none").mean(-1)
-        probability = logits.sigmoid()
-    else:
-        entropy = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(weight)
-        probability = logits.softmax(-1)
-        onehot = F.one_hot(target, logits.shape[-1]).to(logits.dtype)
-    total = weight.sum(1)
     w = weight[..., None]
-    overlap = (w * probability * onehot).sum(1)
-    squares = (w * (probability.square() + onehot)).sum(1)  # one-hot: y^2 = y
+    if regions:
+        members = target.float()
+        entropy = F.binary_cross_entropy_with_logits(logits, members, reduction="none").mean(-1)
+        probability = logits.sigmoid()
+        overlap = (w * probability * members).sum(1)
+        volume = (w * members).sum(1)
+    else:
+        log_probability = logits.log_softmax(-1)
+        probability = log_probability.exp()
+        chosen = log_probability.gather(-1, target[..., None])[..., 0]
+        entropy = -chosen
+        nothing = torch.zeros_like(logits[:, 0])
+        overlap = nothing.scatter_add(1, target, weight * chosen.exp())
+        volume = nothing.scatter_add(1, target, weight)
+    total = weight.sum(1)
+    squares = (w * probability.square()).sum(1) + volume  # targets are 0 or 1: y^2 = y
     dice = (2 * overlap + _SMOOTH) / (squares + _SMOOTH)
     loss = 0.5 * (weight * entropy).sum(1) / total.clamp(min=1e-6) + 0.5 * (1 - dice.mean(1))
     has_weight = (total > 0).to(loss.dtype)

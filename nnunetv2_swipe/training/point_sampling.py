@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_swipe.config import SwIPEConfig
-from nnunetv2_swipe.network.coordinates import axis_tensor, grid_shape, patch_index
+from nnunetv2_swipe.network.coordinates import axis_tensor, grid_shape, patch_index, unravel
 
 
 class PointSample(NamedTuple):
@@ -55,7 +55,7 @@ def sample_points(
     counts = _count(ordered, n_strata)
     stratum = _allocate(counts, config.n_points, config.background_share)
     voxel = order[_draw_within_strata(by_stratum, counts, stratum)]
-    points = _unravel(voxel, size) + _latin_hypercube_offsets(voxel.shape, len(size), target.device)
+    points = unravel(voxel, size).float() + _latin_hypercube_offsets(voxel.shape, len(size), target.device)
     if config.regions:
         members = target[:, :num_classes].flatten(2)
         point_target = members.gather(2, voxel[:, None].expand(-1, num_classes, -1)).movedim(1, 2).float()
@@ -175,15 +175,6 @@ def _latin_hypercube_offsets(shape: Sequence[int], dims: int, device: torch.devi
     """Positions within a voxel, (B, N, D) in [-1/2, 1/2): along each axis one point per N-th part of the voxel."""
     permutation = torch.rand(*shape, dims, device=device).argsort(1)
     return (permutation + torch.rand(permutation.shape, device=device)) / shape[1] - 0.5
-
-
-def _unravel(flat: Tensor, size: Sequence[int]) -> Tensor:
-    """Raster indices (...) -> voxel indices (..., D), float32."""
-    axes = []
-    for n in reversed(size):
-        axes.append(flat % n)
-        flat = flat // n
-    return torch.stack(axes[::-1], -1).float()
 
 
 def _weights(counts: Tensor, stratum: Tensor) -> Tensor:
