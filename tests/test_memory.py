@@ -1,5 +1,6 @@
 """The planner's estimate of memory, against what training takes."""
 
+import ctypes
 import gc
 import multiprocessing
 import sys
@@ -48,6 +49,7 @@ def measured(config, crop, batch_size):
 
     train(1, [min(n, 32) for n in crop])
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what the first training has left would be used again
     with PeakMemory(torch.device("cpu")) as memory:
         train(batch_size, crop)
     return memory.added

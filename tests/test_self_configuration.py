@@ -217,6 +217,8 @@ def make_plans(root, dataset_json, fingerprint, statistics):
         reject()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nnunetv2_swipe.planners.swipe_planner.label_statistics", lambda *_, **__: statistics)
+        # takes seconds, and runs what the test itself runs next
+        patch.setattr("nnunetv2_swipe.planners.swipe_planner.fitting_batch_size", lambda _, __, n, *_a, **_k: (n, 0))
         SwIPEPlanner.save_plans(planner, plans)
     return json.loads((preprocessed / f"{PLANS}.json").read_text())
 

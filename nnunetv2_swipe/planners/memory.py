@@ -19,8 +19,11 @@ from nnunetv2_swipe.training.point_sampling import PointSample
 GIB = 1 << 30
 MIN_BATCH_SIZE = 2
 """As nnU-Net's."""
-OVERHEAD = 1.25
-"""What kernels and the allocator add to the tensors, measured on the CPU (docs/results.md)."""
+NETWORK_OVERHEAD, POINT_OVERHEAD = 1.5, 1.06
+"""What kernels and the allocator add to the tensors: convolutions much, matrix products of points little.
+
+Fitted to six shapes on the CPU (docs/results.md); on a GPU it was not compared.
+"""
 
 
 def training_memory(
@@ -36,26 +39,33 @@ def training_memory(
         num_classes: Segmentation heads.
         amp: Precision of the network, "bf16" (as on a GPU) or "off" (float32).
     """
+    few = config.replace(n_points=1)
+    total, network = (_step_memory(c, crop, batch_size, channels, num_classes, amp) for c in (config, few))
+    step = NETWORK_OVERHEAD * network + POINT_OVERHEAD * (total - network)
+    # nnU-Net's online validation: dense float32 logits, their softmax and what the loss makes of them
+    validation = 4 * 4 * batch_size * num_classes * math.prod(crop)
+    return round(max(step, validation))
+
+
+def _step_memory(
+    config: SwIPEConfig, crop: Sequence[int], batch_size: int, channels: int, num_classes: int, amp: str
+) -> int:
+    """Most bytes of tensors that are alive at once in a training step."""
     n, dims = config.n_points, config.dims
     target = (batch_size, n, num_classes) if config.regions else (batch_size, n)
     with forced_precision(amp), FakeTensorMode(), _LiveTensors() as live:
         network = SwIPENet(config, channels, num_classes)
         loss = SwIPELoss(config, num_classes=num_classes)
-        optimizer = torch.optim.AdamW(network.parameters())
-        for _ in range(2):  # the first step makes the optimizer's state
-            x = torch.empty(batch_size, network.expected_channels, *crop)
-            sample = PointSample(
-                points=torch.empty(batch_size, n, dims),
-                target=torch.empty(target, dtype=torch.float32 if config.regions else torch.int64),
-                weight=torch.empty(batch_size, n),
-                neighbours=torch.empty(batch_size, n, config.n_spo, dims, dtype=torch.int64) if config.n_spo else None,
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.points(network(x, sample.points, sample.neighbours), sample).backward()
-            optimizer.step()
-    # nnU-Net's online validation: dense logits, their softmax and what the loss makes of them
-    validation = 4 * 4 * batch_size * num_classes * math.prod(crop)
-    return round(OVERHEAD * max(live.peak, validation))
+        x = torch.empty(batch_size, network.expected_channels, *crop)
+        sample = PointSample(
+            points=torch.empty(batch_size, n, dims),
+            target=torch.empty(target, dtype=torch.float32 if config.regions else torch.int64),
+            weight=torch.empty(batch_size, n),
+            neighbours=torch.empty(batch_size, n, config.n_spo, dims, dtype=torch.int64) if config.n_spo else None,
+        )
+        loss.points(network(x, sample.points, sample.neighbours), sample).backward()
+        adam = 2 * sum(p.nbytes for p in network.parameters())
+    return adam + live.peak
 
 
 def fitting_batch_size(

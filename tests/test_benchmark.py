@@ -1,0 +1,94 @@
+"""The speed benchmark on tiny data: that it measures what it says, not how fast anything is."""
+
+import json
+import time
+from pathlib import Path
+
+import benchmark_speed
+import measure
+import pytest
+import torch
+from nnunet_helpers import ABDOMEN, PLANS, edit_json, narrow, nnunet_folders, plan, plans_file, write_phantom
+
+from nnunetv2_swipe.trainers import swipe_trainer
+
+STOCK, SWIPE = benchmark_speed.STOCK, benchmark_speed.SWIPE
+CPU = torch.device("cpu")
+on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux only")
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """A whole run, in this process."""
+    root = tmp_path_factory.mktemp("benchmark")
+    with nnunet_folders(root), pytest.MonkeyPatch.context() as patch:
+        write_phantom(root / "nnUNet_raw")
+        plan(901, "SwIPEPlanner", "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+        edit_json(plans_file(ABDOMEN), narrow)
+        patch.setattr(benchmark_speed, "isolated", lambda function, *a, **k: function(*a, **k))
+        patch.setattr(torch.Tensor, "backward", torch.Tensor.backward)  # what is watched here is restored
+        patch.setattr(swipe_trainer, "sample_points", swipe_trainer.sample_points)
+        patch.setattr(benchmark_speed, "SECONDS_PER_GROWTH_STEP", 0.0)
+        sizes = {"crop (voxels per side)": (16, 32), "classes": (1, 3), "points (N)": (64, 128)}
+        patch.setattr(benchmark_speed, "GROWTH", {k: {3: v} for k, v in sizes.items()})
+        task = benchmark_speed.Task(ABDOMEN, "3d_fullres", PLANS, "cpu")
+        model = Path(benchmark_speed.measure_training(task, SWIPE, 1)["model"])
+        images = sorted((root / "nnUNet_raw" / ABDOMEN / "imagesTr").iterdir())[:1]
+        found = {}
+        benchmark_speed.measure_all(found, task, model, [[str(f)] for f in images], root / "out", steps=2, growth=True)
+        yield found
+
+
+@on_linux
+def test_parts_make_up_the_step(result):
+    for trainer, parts in ((STOCK, {"encoder", "decoders"}), (SWIPE, {"points", "encoder", "neck", "decoders"})):
+        training = result[trainer]["training"]
+        assert {"data", "loss", "backward", "optimizer", "other", *parts} == set(training["parts"])
+        assert all(seconds > 0 for seconds in training["parts"].values())
+        assert training["seconds per iteration"] > training["seconds per step"] > 0
+        assert training["GFLOP per iteration"] > 0
+
+
+@on_linux
+def test_prediction_with_mirroring_is_more_work(result):
+    for trainer in (STOCK, SWIPE):
+        once, mirrored = (result[trainer][f"prediction, {key}"] for key in ("no mirroring", "mirroring"))
+        assert mirrored["GFLOP of the first case"] > 6 * once["GFLOP of the first case"]
+        assert mirrored["seconds per case"] > once["seconds per case"]
+
+
+@on_linux
+def test_what_does_not_fit_is_extrapolated_and_marked(result):
+    for what, trainers in (("crop (voxels per side)", 2), ("classes", 2), ("points (N)", 1)):
+        table = result["growth"][what]
+        assert [row["extrapolated"] for row in table] == [False, True] * trainers
+        factor = 2**3 if what.startswith("crop") else table[1]["value"] / table[0]["value"]
+        assert table[1]["seconds"] == pytest.approx(factor * table[0]["seconds"])
+
+
+@on_linux
+def test_report_shows_every_measurement(result):
+    text = benchmark_speed.report(json.loads(json.dumps(result)))
+    for line in ("parameters (M)", "seconds per training iteration", "seconds per case, prediction, mirroring"):
+        assert f"| {line} | " in text
+    assert "identical labels" in text
+    assert "| 32 | SwIPETrainer | ~" in text
+
+
+@on_linux
+def test_peak_memory_is_what_was_held_at_once():
+    with measure.PeakMemory(CPU) as memory:
+        for _ in range(3):
+            torch.zeros(1 << 24)  # 64 MiB, three times one after the other
+    assert 60 << 20 < memory.added < 100 << 20
+
+
+def test_median_leaves_the_first_call_out():
+    waits = iter([0.2, 0.01, 0.03, 0.02])
+    assert 0.015 < measure.seconds_of(lambda: time.sleep(next(waits)), CPU) < 0.028
+
+
+def test_slow_calls_are_made_once():
+    calls = []
+    measure.seconds_of(lambda: calls.append(time.sleep(0.02)), CPU, limit=0.01)
+    assert len(calls) == 1
