@@ -250,7 +250,8 @@ def measure_image(task: Task, model: Path, files: Sequence[str], side: int) -> d
 
 def measure_step(task: Task, trainer_name: str, what: str, value: int) -> dict[str, Any]:
     """Seconds and peak memory of a training step (batch 1, synthetic) at one size."""
-    trainer = task.trainer(STOCK)
+    with quiet():
+        trainer = task.trainer(STOCK)
     plans = copy.deepcopy(trainer.plans_manager.plans) | {"continue_training": False}
     dataset = copy.deepcopy(trainer.dataset_json)
     configuration = dict(trainer.configuration_manager.configuration)
@@ -399,6 +400,7 @@ def report(result: Mapping[str, Any]) -> str:
         f"labels (least of {d['crops']} crops {d['least identical labels']:.3%}); "
         f"encoder {d['seconds of encode']:.3f} s.",
         f"Points: {parts_of_step['points'] / sum(parts_of_step.values()):.1%} of a step.",
+        *_floors(result),
         f"Hardware: {result['hardware']}",
     ]
     for what, table in result.get("growth", {}).items():
@@ -408,6 +410,23 @@ def report(result: Mapping[str, Any]) -> str:
             memory = f"{mark}{row['memory added'] / GIB:.3g}"
             lines.append(f"| {row['value']} | {row['trainer']} | {mark}{row['seconds']:.3g} | {memory} |")
     return "\n".join(lines)
+
+
+def _floors(result: Mapping[str, Any]) -> list[str]:
+    """Seconds that the FLOPs would take at the rate of a plain convolution: nnU-Net in float32 on the CPU."""
+    rates = {k: v["convolution GFLOP/s"] for k, v in result["hardware"].items() if isinstance(v, dict)}
+    on_cpu = result["task"]["device"] == "cpu"
+    lines = []
+    for trainer, dtype in ((STOCK, "float32" if on_cpu else list(rates)[-1]), (SWIPE, list(rates)[-1])):
+        floors = [
+            result[trainer]["training"]["GFLOP per iteration"] / rates[dtype],
+            result[trainer]["prediction, mirroring"]["GFLOP of the first case"] / rates[dtype],
+        ]
+        lines.append(
+            f"Floor of {trainer} at {rates[dtype]} GFLOP/s ({dtype}): {floors[0]:.2f} s per training step, "
+            f"{floors[1]:.2f} s for the first case with mirroring."
+        )
+    return lines
 
 
 @contextlib.contextmanager
