@@ -1,16 +1,19 @@
 """The speed benchmark on tiny data: that it measures what it says, not how fast anything is."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
-import benchmark_speed
-import measure
 import pytest
 import torch
 from nnunet_helpers import ABDOMEN, PLANS, edit_json, narrow, nnunet_folders, plan, plans_file, write_phantom
 
 from nnunetv2_swipe.trainers import swipe_trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import benchmark_speed
+import measure
 
 STOCK, SWIPE = benchmark_speed.STOCK, benchmark_speed.SWIPE
 CPU = torch.device("cpu")
