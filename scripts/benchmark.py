@@ -21,10 +21,9 @@ from demo import DemoError
 
 def speed(arguments: argparse.Namespace) -> None:
     """Measure, print and write."""
-    real_data.run(arguments)
+    model = real_data.run(arguments).resolve()
     name, configuration = real_data.DATASETS[arguments.dataset]
     folder = arguments.folder.resolve()
-    model = folder / "nnUNet_results" / name / f"{arguments.trainer}__{arguments.plans}__{configuration}"
     work = folder / "speed"
     os.environ |= {
         "nnUNet_raw": str(folder / "nnUNet_raw"),

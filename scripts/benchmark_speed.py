@@ -10,7 +10,7 @@ import copy
 import io
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
-from measure import GIB, PeakMemory, Stopwatch, hardware, isolated, seconds_of, synchronize
+from measure import PeakMemory, Stopwatch, hardware, isolated, seconds_of, synchronize
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -32,6 +32,7 @@ from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE
+from nnunetv2_swipe.planners.memory import GIB
 from nnunetv2_swipe.planners.plan_block import FRAME_PREPROCESSOR
 from nnunetv2_swipe.planners.self_configuration import derive_config
 from nnunetv2_swipe.trainers import swipe_trainer
@@ -219,13 +220,19 @@ def measure_decoding(task: Task, model: Path, images: Sequence[Sequence[str]]) -
     }
 
 
-def _crops(predictor: nnUNetPredictor, files: Sequence[str]) -> list[torch.Tensor]:
-    """All windows of a case, as nnU-Net's predictor cuts them: each (1, C, *crop)."""
+def _preprocessed(predictor: nnUNetPredictor, files: Sequence[str]) -> np.ndarray:
+    """A case as the model's preprocessor brings it to the network, (C, z, y, x)."""
     configuration = predictor.configuration_manager
     data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
         list(files), None, predictor.plans_manager, configuration, predictor.dataset_json
     )
-    padded = pad_nd_image(torch.from_numpy(data), configuration.patch_size, "constant", {"value": 0})
+    return data
+
+
+def _crops(predictor: nnUNetPredictor, files: Sequence[str]) -> list[torch.Tensor]:
+    """All windows of a case, as nnU-Net's predictor cuts them: each (1, C, *crop)."""
+    data = torch.from_numpy(_preprocessed(predictor, files))
+    padded = pad_nd_image(data, predictor.configuration_manager.patch_size, "constant", {"value": 0})
     return [padded[window][None] for window in predictor._internal_get_sliding_window_slicers(padded.shape[1:])]
 
 
@@ -234,9 +241,7 @@ def measure_image(task: Task, model: Path, files: Sequence[str], side: int) -> d
     with quiet():
         predictor = _predictor(task, model, mirroring=False)
         configuration = predictor.configuration_manager
-        data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
-            list(files), None, predictor.plans_manager, configuration, predictor.dataset_json
-        )
+        data = _preprocessed(predictor, files)
         size = [1 if n == 1 and len(configuration.patch_size) == 2 else side for n in data.shape[1:]]
         axes = [np.arange(n) % m for n, m in zip(size, data.shape[1:], strict=True)]
         image = data[np.ix_(range(len(data)), *axes)]
@@ -430,7 +435,7 @@ def _floors(result: Mapping[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def quiet():  # noqa: ANN201
+def quiet() -> Iterator[None]:
     """Keep nnU-Net's messages to itself."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -18,7 +18,6 @@ from torch import nn
 from nnunetv2_swipe.precision import amp_dtype
 
 T = TypeVar("T")
-GIB = 1 << 30
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 

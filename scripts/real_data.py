@@ -66,8 +66,8 @@ def seconds_of_training(model: Path) -> float:
     return sum(map(float, re.findall(r"Epoch time: ([\d.]+)", log.read_text()))) if log else float("nan")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run every step that is not done and print the line of results."""
+def run(arguments: argparse.Namespace) -> Path:
+    """Run every step that is not done and print the line of results; returns the model folder."""
     name, configuration = DATASETS[arguments.dataset]
     folders = {key: arguments.folder / key for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for folder in (*folders.values(), arguments.folder / "logs"):
@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.dataset} {configuration} {arguments.trainer} ({plans}), {length}: {dice} (per class {per_class})"
     )
+    return model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

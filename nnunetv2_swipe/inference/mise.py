@@ -109,11 +109,10 @@ def _active_cells(logits: Tensor, margin: float, regions: bool) -> Tensor:
     """Cells, between two points along every axis, whose corners differ or are uncertain: (B, *cells) bool."""
     if regions:
         label, certainty = logits > 0, logits.abs().amin(1, keepdim=True)
-        highest, lowest = label.to(logits.dtype), label.to(logits.dtype)
     else:
         top, label = logits.max(1, keepdim=True)
         certainty = top - logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)
-        highest = lowest = label.to(logits.dtype)
+    highest = lowest = label.to(logits.dtype)
     for axis in range(2, logits.ndim):
         highest, lowest = _of_neighbours(torch.maximum, highest, axis), _of_neighbours(torch.minimum, lowest, axis)
         certainty = _of_neighbours(torch.minimum, certainty, axis)

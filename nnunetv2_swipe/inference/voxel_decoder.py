@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
 
 ROWS_PER_CHUNK = {"cpu": 1 << 12}
-"""Rows decoded at once, by device: few on the CPU, to stay in its cache."""
 ROWS_PER_CHUNK_ELSEWHERE = 1 << 17
 LENGTHS = 8
 """Different lengths of the chunks: oneDNN compiles, and keeps, a kernel for each."""
+
+
+def rows_per_chunk(device: torch.device) -> int:
+    """Patches embedded, or table rows decoded, at once in evaluation: few on the CPU, to stay in its cache."""
+    return ROWS_PER_CHUNK.get(device.type, ROWS_PER_CHUNK_ELSEWHERE)
 
 
 class VoxelDecoder:
@@ -140,7 +144,7 @@ class VoxelDecoder:
 
     def _chunks(self, index: Tensor, rows_per_voxel: int) -> list[tuple[Tensor, int]]:
         """Parts of the voxels, filled up to one of a few lengths, and the voxels in each."""
-        longest = max(ROWS_PER_CHUNK.get(self.device.type, ROWS_PER_CHUNK_ELSEWHERE) // rows_per_voxel, 1)
+        longest = max(rows_per_chunk(self.device) // rows_per_voxel, 1)
         multiple = max(longest // LENGTHS, 1)
         return [(F.pad(part, (0, -len(part) % multiple)), len(part)) for part in index.split(longest)]
 

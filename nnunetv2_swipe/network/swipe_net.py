@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunetv2_swipe.config import SwIPEConfig
 from nnunetv2_swipe.inference.mise import decode_coarse_to_fine, redecode_borders
-from nnunetv2_swipe.inference.voxel_decoder import VoxelDecoder
+from nnunetv2_swipe.inference.voxel_decoder import VoxelDecoder, rows_per_chunk
 from nnunetv2_swipe.network.backbones import build_backbone
 from nnunetv2_swipe.network.coordinates import (
     N_SOURCE_AXES,
@@ -28,9 +28,6 @@ from nnunetv2_swipe.network.decoders import OccupancyDecoder
 from nnunetv2_swipe.network.neck import Neck
 from nnunetv2_swipe.precision import full_precision, network_precision
 
-PATCHES_PER_CHUNK = {"cpu": 1 << 12}
-"""Patches embedded at once in evaluation, by device: few on the CPU, to stay in its cache."""
-PATCHES_PER_CHUNK_ELSEWHERE = 1 << 17
 _MAX_LOGIT = 50.0
 
 
@@ -123,8 +120,7 @@ class SwIPENet(nn.Module):
         """
         stages, image, frame = self._encode_stages(x)
         grid = stages[0].shape[:-1]
-        n = PATCHES_PER_CHUNK.get(x.device.type, PATCHES_PER_CHUNK_ELSEWHERE)
-        chunks = zip(*[s.flatten(0, -2).split(n) for s in stages], strict=True)
+        chunks = zip(*[s.flatten(0, -2).split(rows_per_chunk(x.device)) for s in stages], strict=True)
         with network_precision(x.device):
             patches, attentions = zip(*[self.neck.embed(chunk) for chunk in chunks], strict=True)
         attention = None if self.neck.attention is None else torch.cat(attentions).unflatten(0, grid)

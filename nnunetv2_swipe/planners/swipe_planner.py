@@ -76,18 +76,22 @@ class SwIPEPlanner(ExperimentPlanner):
                 config = derive_block(planned, name, labels, statistics)
                 configuration[PLAN_KEY] = config.to_dict()
                 configuration["data_identifier"] = shared_identifier(planned, name, others)
-                configuration["batch_size"] = self._batch_size(planned, name, config)
+                configuration["batch_size"] = self._batch_size(planned, name, config, labels.num_segmentation_heads)
         super().save_plans(plans)
 
-    def _batch_size(self, plans: Mapping[str, Any], name: str, config: SwIPEConfig) -> int:
+    def _batch_size(self, plans: Mapping[str, Any], name: str, config: SwIPEConfig, num_classes: int) -> int:
         """nnU-Net's batch size, or what fits into the memory target if SwIPE needs more than nnU-Net's network."""
         manager = PlansManager(dict(plans))
         configuration = manager.get_configuration(name)
         channels = determine_num_input_channels(manager, configuration, self.dataset_json)
-        classes = manager.get_label_manager(self.dataset_json).num_segmentation_heads
         target = self.UNet_vram_target_GB * GIB
         batch_size, needed = fitting_batch_size(
-            config, configuration.patch_size, configuration.batch_size, target, channels=channels, num_classes=classes
+            config,
+            configuration.patch_size,
+            configuration.batch_size,
+            target,
+            channels=channels,
+            num_classes=num_classes,
         )
         print(
             f"SwIPE {name}: batch size {batch_size}, about {needed / GIB:.1f} GiB to train with automatic mixed "
