@@ -83,11 +83,12 @@ def rod(points, _):
     return torch.stack((torch.zeros_like(depth), depth), -1)
 
 
-def plate(place):
-    """A plate one voxel thick across the first axis."""
+def plate(normal, place, thickness=1.2):
+    """A plate through `place`, its depth being the logit."""
+    normal = torch.as_tensor(normal) / torch.as_tensor(normal).norm()
 
     def field(points, _):
-        depth = 0.6 - (points[:, 0] - place).abs()
+        depth = thickness / 2 - ((points - torch.as_tensor(place)) @ normal).abs()
         return torch.stack((torch.zeros_like(depth), depth), -1)
 
     return field
@@ -98,8 +99,9 @@ def labels(logits, regions=False):
 
 
 def lattice_points(size, step):
-    """Points of the lattice of every `step`-th voxel that covers the crop."""
-    return math.prod(-(-(n - 1) // step) + 1 for n in size)
+    """Points of the lattice of every `step`-th voxel that covers the crop, and centres of its cells."""
+    cells = [-(-(n - 1) // step) for n in size]
+    return math.prod(n + 1 for n in cells) + math.prod(cells)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -164,14 +166,22 @@ def test_each_sample_is_refined_by_itself():
 
 class TestThinStructures:
     @pytest.mark.parametrize("levels", [1, 2, 3])
-    def test_a_plate_on_the_lattice_is_found_by_its_labels(self, levels):
-        decoder = AnalyticDecoder(plate(8), (21, 10, 9))
-        assert torch.equal(labels(decoder.dense(levels, margin=0.0)), labels(decoder.every_voxel()))
+    @pytest.mark.parametrize("size", [(40, 37), (1, 40, 37), (33, 40, 37)])
+    def test_no_plate_slips_through_that_the_planned_step_is_for(self, levels, size):
+        """Of a plate, 4 V/S is twice its thickness; measured on voxel faces the area is |normal|_1 times as large."""
+        generator = torch.Generator().manual_seed(levels)
+        for _ in range(20):
+            normal = torch.randn(len(size), generator=generator)
+            normal[0] = 0 if size[0] == 1 else normal[0]
+            thickness = 1.001 * normal.abs().sum() / normal.norm() * 2**levels / 2
+            place = torch.rand(len(size), generator=generator) * (torch.tensor(size) - 1)
+            decoder = AnalyticDecoder(plate(normal, place, thickness), size)
+            assert torch.equal(labels(decoder.dense(levels, margin=0.0)), labels(decoder.every_voxel()))
 
-    @pytest.mark.parametrize(("margin", "found"), [(0.0, False), (1.5, True)])
-    def test_a_plate_between_lattice_planes_is_found_by_its_margin(self, margin, found):
-        """On the planes nearest to it, two voxels away, the margin is 1.4."""
-        decoder = AnalyticDecoder(plate(10), (21, 10, 9))
+    @pytest.mark.parametrize(("margin", "found"), [(0.0, False), (0.5, True)])
+    def test_a_thinner_plate_is_found_by_its_margin(self, margin, found):
+        """On the planes of corners and centres next to it, a voxel away, the margin is 0.4."""
+        decoder = AnalyticDecoder(plate([1.0, 0.0, 0.0], [9.0, 0.0, 0.0]), (21, 10, 9))
         result, expected = labels(decoder.dense(2, margin)), labels(decoder.every_voxel())
         assert torch.equal(result, expected if found else torch.zeros_like(expected))
 
@@ -186,7 +196,7 @@ class TestThinStructures:
     @pytest.mark.parametrize("levels", [1, 2, 3])
     def test_the_last_plane_of_the_crop_is_seen(self, n, levels):
         """The lattice's last point stands for the last voxel, wherever the lattice ends."""
-        decoder = AnalyticDecoder(plate(n - 1), (n, 10, 9))
+        decoder = AnalyticDecoder(plate([1.0, 0.0, 0.0], [n - 1.0, 0.0, 0.0]), (n, 10, 9))
         assert torch.equal(labels(decoder.dense(levels, margin=0.0)), labels(decoder.every_voxel()))
 
 

@@ -45,7 +45,7 @@ def test_hippocampus_gets_small_patches_and_the_settings_of_3d():
     config = rules.derive_config(HIPPOCAMPUS, thick(4.5, 4.9), num_classes=3, regions=False)
     assert config.patch_size == (2, 2, 2)
     assert config.total_strides() == [(2, 2, 2), (4, 4, 4), (8, 8, 8)]
-    assert (config.embedding_dim, config.n_points, config.mise_levels) == (128, 2048, 1)
+    assert (config.embedding_dim, config.n_points, config.mise_levels) == (128, 2048, 2)
     assert (config.patch_decoder_features, config.neck_features) == ((256, 256), 64)
     assert (config.spo_connectivity, config.initial_lr) == (6, 2e-3)
     assert (config.backbone, config.features_per_stage) == ("PlainConvEncoder", (64, 96, 128))
@@ -156,8 +156,8 @@ def test_boundary_radius(voxels_thick, crop, expected):
     assert rules.choose_boundary_radius(voxels_thick, crop) == expected
 
 
-@pytest.mark.parametrize(("voxels_thick", "expected"), [((1, 1), 0), ((4.5, 9, 9), 1), ((16, 16), 3), ((500, 500), 3)])
-def test_mise_never_steps_over_half_a_structure(voxels_thick, expected):
+@pytest.mark.parametrize(("voxels_thick", "expected"), [((1, 1), 0), ((2.5, 9), 1), ((4.5, 9, 9), 2), ((500, 500), 3)])
+def test_mise_never_steps_farther_than_a_structure_is_thick(voxels_thick, expected):
     assert rules.choose_mise_levels(voxels_thick) == expected
 
 

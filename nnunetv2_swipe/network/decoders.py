@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_swipe.precision import full_precision
-
 
 class Dropout(nn.Dropout):
     """Dropout that draws one random byte per value on the CPU, where PyTorch's takes ten times as long.
@@ -64,12 +62,20 @@ class OccupancyDecoder(nn.Module):
         Returns:
             Logits (..., num_classes).
         """
-        with full_precision(points.device):
-            x = self.point_layer(points)
-        for term in (patch_term, image_term):
-            if term is not None:
-                x = x.to(term.dtype) + term
+        terms = [t for t in (patch_term, image_term) if t is not None]
+        x = self._point_term(points, terms[0].dtype)
+        for term in terms:
+            x = x + term
         return self.from_first_layer(x)
+
+    def _point_term(self, points: Tensor, dtype: torch.dtype) -> Tensor:
+        """The first layer of positions; in reduced precision they enter as two parts that add up to them."""
+        if dtype == points.dtype:
+            return self.point_layer(points)
+        high = points.to(dtype)
+        parts = torch.cat((high, (points - high).to(dtype)), -1)
+        weight = self.point_layer.weight
+        return F.linear(parts, torch.cat((weight, weight), 1), self.point_layer.bias)
 
     def from_first_layer(self, x: Tensor) -> Tensor:
         """What follows the first layer's sum of terms: (..., hidden_features[0]) -> logits (..., num_classes)."""

@@ -182,8 +182,12 @@ def choose_boundary_radius(voxels_thick: Sequence[float], crop: Sequence[int]) -
 
 
 def choose_mise_levels(voxels_thick: Sequence[float]) -> int:
-    """Coarsest lattice step 2^levels: half of the thinnest structure at most, so that none slips through."""
-    return _power_of_two(min(voxels_thick) / 2, 1, 8).bit_length() - 1
+    """Coarsest lattice step 2^levels: the thickness of the thinnest structure at most, and no more than eight voxels.
+
+    So no plate slips through: it is half as thick as a bar of the same 4 V/S, where the lattice and the centres of its
+    cells leave gaps of half a step; across a diagonal they are wider by as much as voxel faces overstate its surface.
+    """
+    return _power_of_two(min(voxels_thick), 1, 8).bit_length() - 1
 
 
 def _power_of_two(value: float, lowest: int, highest: int) -> int:
