@@ -1,10 +1,12 @@
 """Benchmarks on real data, SwIPETrainer beside nnUNetTrainer.
 
     python scripts/benchmark.py speed hippocampus --data DATA [--folder FOLDER] [--steps 10] [--cases 5] [--growth]
+    python scripts/benchmark.py accuracy scripts/studies/STUDY.toml --data DATA [--folder FOLDER]
 
-`speed`: parameters, FLOPs, time and memory of training and prediction. Prints Markdown tables and writes them, and
-all numbers as JSON, to FOLDER. DATA is as for `real_data.py`, which first trains the SwIPE model to predict with,
-unless FOLDER holds one.
+`speed`: parameters, FLOPs, time and memory of training and prediction. `real_data.py` first trains the SwIPE model to
+predict with, unless FOLDER holds one. `accuracy`: the trainings that a study file lists, scored; what FOLDER holds of
+them is not run again. Both print Markdown tables and write them, and all numbers as JSON, to FOLDER. DATA is as for
+`real_data.py`.
 """
 
 import argparse
@@ -13,9 +15,12 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import real_data
+from benchmark_speed import Task, measure_all
+from benchmark_speed import report as speed_report
 from demo import DemoError
 
 
@@ -32,9 +37,6 @@ def speed(arguments: argparse.Namespace) -> None:
         "nnUNet_n_proc_DA": "0",
     }
     shutil.rmtree(work, ignore_errors=True)  # an earlier run's plans would be used again
-    # nnU-Net reads its folders when it is imported
-    from benchmark_speed import Task, measure_all, report
-
     task = Task(name, configuration, arguments.plans, arguments.device)
     files = sorted(str(f) for f in (folder / "validation_images" / name).iterdir())
     cases = [list(group) for _, group in itertools.groupby(files, key=lambda f: f.rpartition("_")[0])]
@@ -44,8 +46,32 @@ def speed(arguments: argparse.Namespace) -> None:
         measure_all(result, task, model, images, work / "predictions", steps=arguments.steps, growth=arguments.growth)
     finally:  # what was measured is kept, whatever happens
         (folder / f"speed_{arguments.dataset}.json").write_text(json.dumps(result, indent=2))
-    text = report(result)
+    text = speed_report(result)
     (folder / f"speed_{arguments.dataset}.md").write_text(text + "\n")
+    print(text)
+
+
+def accuracy(arguments: argparse.Namespace) -> None:
+    """Run what is missing of a study, print and write its tables."""
+    try:
+        from accuracy_study import read_study
+        from benchmark_accuracy import report, run_study
+    except ModuleNotFoundError as error:
+        raise DemoError(f"{error.name} is missing: pip install '.[benchmark]'") from error
+    try:
+        study = read_study(arguments.study)
+    except ValueError as error:
+        raise DemoError(str(error)) from error
+    folder = arguments.folder.resolve()
+    for plans in dict.fromkeys(model.plans for model in study.models):
+        os.environ |= real_data.prepare(study.dataset, arguments.data, folder, plans)
+    os.environ.setdefault("nnUNet_n_proc_DA", "0")
+    results_file = folder / "accuracy" / f"{arguments.study.stem}.json"
+    tables = report(study, run_study(study, results_file, arguments.device))
+    text = (
+        f"# {arguments.study.stem}\n\n`python scripts/benchmark.py accuracy {arguments.study} --data DATA`: {tables}\n"
+    )
+    results_file.with_suffix(".md").write_text(text)
     print(text)
 
 
@@ -59,6 +85,10 @@ def main() -> None:
     command.add_argument("--cases", type=int, default=5, help="validation cases to predict")
     command.add_argument("--growth", action="store_true", help="also with growing crops, classes, points, images")
     command.set_defaults(run=speed, plans="nnUNetPlans", trainer="SwIPETrainer")
+    command = commands.add_parser("accuracy", help="Dice, NSD, HD95 and calibration of the trainings of a study")
+    command.add_argument("study", type=Path, help="study file")
+    real_data.add_places(command)
+    command.set_defaults(run=accuracy)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

@@ -26,6 +26,7 @@ from measure import PeakMemory, Stopwatch, hardware, isolated, seconds_of, synch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from real_data import FOLD
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_swipe.config import PLAN_KEY
@@ -40,10 +41,9 @@ from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
 
 STOCK, SWIPE = "nnUNetTrainer", "SwIPETrainer"
 WARM_UP_STEPS = 2
-FOLD = 0
 SECONDS_PER_GROWTH_STEP = 60.0
 GROWTH: dict[str, dict[int, tuple[int, ...]]] = {
-    "crop (voxels per side)": {2: (64, 128, 256, 512, 1024), 3: (32, 48, 64, 96, 128, 160)},
+    "crop (voxels per side)": {2: (128, 256, 512, 1024), 3: (32, 48, 64, 96, 128, 160)},
     "classes": dict.fromkeys((2, 3), (1, 3, 10, 30, 100)),
     "points (N)": dict.fromkeys((2, 3), (512, 2048, 8192, 65536)),
     "image (voxels per side)": {2: (256, 512, 1024, 2048), 3: (64, 128, 256, 512)},
@@ -111,7 +111,7 @@ def measure_training(task: Task, trainer_name: str, steps: int) -> dict[str, Any
     with quiet(), FlopCounterMode(display=False) as counter:
         trainer.train_step(batch)
     with quiet():
-        _save_model(trainer)
+        save_model(trainer)
     return {
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "GFLOP per iteration": counter.get_total_flops() / 1e9,
@@ -145,21 +145,19 @@ def _watch_parts(watch: Stopwatch, trainer: nnUNetTrainer) -> None:
     watch.watch(trainer.loss, "points", "loss")
 
 
-def _save_model(trainer: nnUNetTrainer) -> None:
+def save_model(trainer: nnUNetTrainer) -> None:
     """Leave a model folder that nnU-Net's predictor takes."""
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     save_json(trainer.plans_manager.plans, str(Path(trainer.output_folder_base) / "plans.json"), sort_keys=False)
     save_json(trainer.dataset_json, str(Path(trainer.output_folder_base) / "dataset.json"), sort_keys=False)
 
 
-def _predictor(task: Task, model: Path, mirroring: bool) -> nnUNetPredictor:
+def predictor_of(model: Path, device: torch.device, *, mirroring: bool, fold: int = FOLD) -> nnUNetPredictor:
+    """nnU-Net's predictor with the weights that `save_model` left."""
     predictor = nnUNetPredictor(
-        use_mirroring=mirroring,
-        perform_everything_on_device=task.device == "cuda",
-        device=task.torch_device,
-        allow_tqdm=False,
+        use_mirroring=mirroring, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
     )
-    predictor.initialize_from_trained_model_folder(str(model), (FOLD,), "checkpoint_final.pth")
+    predictor.initialize_from_trained_model_folder(str(model), (fold,), "checkpoint_final.pth")
     return predictor
 
 
@@ -170,7 +168,7 @@ def measure_prediction(
     output.mkdir(parents=True, exist_ok=True)
     seconds = []
     with quiet(), PeakMemory(task.torch_device) as memory:
-        predictor = _predictor(task, model, mirroring)
+        predictor = predictor_of(model, task.torch_device, mirroring=mirroring)
         for i, files in enumerate([images[0], *images]):
             start = time.perf_counter()
             predictor.predict_from_files_sequential([list(files)], [str(output / str(i))])
@@ -189,7 +187,7 @@ def measure_prediction(
 def measure_decoding(task: Task, model: Path, images: Sequence[Sequence[str]]) -> dict[str, Any]:
     """MISE as planned, against decoding every voxel of the same crops."""
     with quiet():
-        predictor = _predictor(task, model, mirroring=False)
+        predictor = predictor_of(model, task.torch_device, mirroring=False)
         network = predictor.network
         assert isinstance(network, SwIPENet)
         network.load_state_dict(predictor.list_of_parameters[0])
@@ -239,7 +237,7 @@ def _crops(predictor: nnUNetPredictor, files: Sequence[str]) -> list[torch.Tenso
 def measure_image(task: Task, model: Path, files: Sequence[str], side: int) -> dict[str, Any]:
     """Seconds and peak memory of predicting, without mirroring, a validation case repeated to a larger size."""
     with quiet():
-        predictor = _predictor(task, model, mirroring=False)
+        predictor = predictor_of(model, task.torch_device, mirroring=False)
         configuration = predictor.configuration_manager
         data = _preprocessed(predictor, files)
         size = [1 if n == 1 and len(configuration.patch_size) == 2 else side for n in data.shape[1:]]

@@ -107,8 +107,11 @@ def seconds_of(function: Callable[[], Any], device: torch.device, *, repeats: in
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the machine delivers: a plain 3x3x3 convolution and a matrix product (GFLOP/s), and a copy (GB/s)."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    result: dict[str, Any] = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result: dict[str, Any] = {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     reduced = amp_dtype(device.type)
     for dtype in [torch.float32, *([reduced] if reduced else [])]:
         conv = nn.Conv3d(64, 64, 3, padding=1, bias=False, device=device, dtype=dtype)
@@ -128,6 +131,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return result
 
 
-def _cpu_name() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+def device_name(device: torch.device) -> str:
+    """Name of the GPU or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpu.read_text(), re.MULTILINE) if cpu.exists() else None
     return found[1] if found else platform.processor()

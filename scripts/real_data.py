@@ -24,6 +24,11 @@ DATASETS = {
     "hippocampus": ("Dataset004_Hippocampus", "3d_fullres"),
     "polyps": ("Dataset501_KvasirSEG", "2d"),
 }
+PLANNERS = {
+    "nnUNetPlans": "ExperimentPlanner",
+    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
+    "nnUNetSwIPEPlans": "SwIPEPlanner",
+}
 FOLD = 0
 
 
@@ -66,18 +71,36 @@ def seconds_of_training(model: Path) -> float:
     return sum(map(float, re.findall(r"Epoch time: ([\d.]+)", log.read_text()))) if log else float("nan")
 
 
+def prepare(dataset: str, data: Path, folder: Path, plans: str) -> dict[str, str]:
+    """Raw data and plan, unless they are there; returns the environment of nnU-Net's commands."""
+    name, configuration = DATASETS[dataset]
+    folders = {key: folder / key for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for path in (*folders.values(), folder / "logs"):
+        path.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {key: str(path) for key, path in folders.items()}
+    prepare_raw(dataset, data, folders["nnUNet_raw"])
+    if not (folders["nnUNet_preprocessed"] / name / f"{plans}.json").is_file():
+        command = ["nnUNetv2_plan_and_preprocess", "-d", number_of(name), "-c", configuration]
+        options = ["-pl", PLANNERS[plans], "-np", "2"]
+        run_step(f"plan {plans}", command + options, folder / "logs" / f"{name}_{plans}.log", environment)
+    return environment
+
+
+def number_of(dataset_name: str) -> str:
+    """Dataset004_Hippocampus -> 004."""
+    return dataset_name.removeprefix("Dataset").split("_")[0]
+
+
 def run(arguments: argparse.Namespace) -> Path:
     """Run every step that is not done and print the line of results; returns the model folder."""
     name, configuration = DATASETS[arguments.dataset]
-    folders = {key: arguments.folder / key for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    for folder in (*folders.values(), arguments.folder / "logs"):
-        folder.mkdir(parents=True, exist_ok=True)
-    raw, preprocessed, results = folders.values()
-    environment = os.environ | {key: str(folder) for key, folder in folders.items()}
-    environment |= {"SWIPE_NUM_EPOCHS": str(arguments.epochs), "SWIPE_ITERATIONS_PER_EPOCH": str(arguments.iterations)}
-    prepare_raw(arguments.dataset, arguments.data, raw)
-    number = name.removeprefix("Dataset").split("_")[0]
     plans = arguments.plans
+    environment = prepare(arguments.dataset, arguments.data, arguments.folder, plans)
+    environment |= {"SWIPE_NUM_EPOCHS": str(arguments.epochs), "SWIPE_ITERATIONS_PER_EPOCH": str(arguments.iterations)}
+    raw, preprocessed, results = (
+        Path(environment[key]) for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    )
+    number = number_of(name)
     model = results / name / f"{arguments.trainer}__{plans}__{configuration}"
     validation = arguments.folder / "validation_images" / name
     predictions = arguments.folder / "predictions" / model.name / name
@@ -86,9 +109,6 @@ def run(arguments: argparse.Namespace) -> Path:
         log = arguments.folder / "logs" / f"{number}_{arguments.trainer}_{command}.log"
         run_step(title, [command, *options], log, environment)
 
-    if not (preprocessed / name / f"{plans}.json").is_file():
-        planner = "SwIPEPlanner" if plans == "nnUNetSwIPEPlans" else "ExperimentPlanner"
-        step("plan", "nnUNetv2_plan_and_preprocess", "-d", number, "-c", configuration, "-pl", planner, "-np", "2")
     choice = ("-tr", arguments.trainer, "-p", plans, "-device", arguments.device)
     if not (model / f"fold_{FOLD}" / "validation" / "summary.json").is_file():
         step("train and validate", "nnUNetv2_train", number, configuration, str(FOLD), *choice)
@@ -111,15 +131,20 @@ def run(arguments: argparse.Namespace) -> Path:
     return model
 
 
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options that say where, and on what, a script works."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with the real datasets")
+    parser.add_argument("--folder", type=Path, default=Path("real_data"), help="work folder")
+    parser.add_argument("--device", default="cpu")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a training on real data."""
     parser.add_argument("dataset", choices=DATASETS)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the real datasets")
-    parser.add_argument("--folder", type=Path, default=Path("real_data"), help="work folder")
-    parser.add_argument("--plans", default="nnUNetSwIPEPlans", help="or nnUNetPlans, of nnU-Net's default planner")
+    add_places(parser)
+    parser.add_argument("--plans", default="nnUNetSwIPEPlans", choices=PLANNERS)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=250, help="per epoch")
-    parser.add_argument("--device", default="cpu")
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ def decode_coarse_to_fine(
 ) -> Tensor:
     """Logits at every voxel of a batch of crops, most of them interpolated.
 
-    A lattice of every 2^levels-th voxel is decoded first, and the centres of its cells: together they leave gaps hardly
-    wider than half a cell. Level by level the lattice is halved; new points are decoded where a cell of the coarser
+    A lattice of every 2^levels-th voxel is decoded first, and the centres of its cells: a plate across an axis is seen
+    if it is half a cell thick. Level by level the lattice is halved; new points are decoded where a cell of the coarser
     lattice is active and interpolated elsewhere. A cell is active where the labels of its corners (or centre) differ or
     their margin is small. A decoded point that contradicts the interpolation makes the cells around it active too,
     until nothing changes.
@@ -126,6 +126,8 @@ def _refine(
         values = decode(lattice[place])
         wrong = _differ(values, field[place], regions)
         field[place] = values
+        if not wrong.any():
+            return
         active = _cells_around(index[wrong], ratio, visited) & ~visited
         visited = visited | active
 

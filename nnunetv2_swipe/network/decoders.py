@@ -51,18 +51,17 @@ class OccupancyDecoder(nn.Module):
         self.dropout = Dropout(dropout)
         self.seg_layers = nn.Linear(hidden_features[-1], num_classes)
 
-    def forward(self, points: Tensor, patch_term: Tensor | None = None, image_term: Tensor | None = None) -> Tensor:
+    def forward(self, points: Tensor, *terms: Tensor) -> Tensor:
         """Decode points.
 
         Args:
-            points: (..., point_features) position features.
-            patch_term: (..., hidden_features[0]) output of `patch_layer` for each point's patch.
-            image_term: The same of `image_layer` for each point's image.
+            points: (..., point_features) position features, float32.
+            terms: (..., hidden_features[0]) outputs of `patch_layer` for each point's patch and of `image_layer` for
+                its image, one of them at least.
 
         Returns:
             Logits (..., num_classes).
         """
-        terms = [t for t in (patch_term, image_term) if t is not None]
         x = self._point_term(points, terms[0].dtype)
         for term in terms:
             x = x + term

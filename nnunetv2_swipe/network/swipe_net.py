@@ -243,7 +243,8 @@ class SwIPENet(nn.Module):
             if frame is not None:
                 position.append(source_coordinates(p_image, frame))
         with network_precision(points.device):
-            logits = self.patch_decoder(torch.cat(position, -1), patch_term, image_term)
+            terms = [patch_term] if image_term is None else [patch_term, image_term]
+            logits = self.patch_decoder(torch.cat(position, -1), *terms)
         return self.bounded(logits)
 
     @staticmethod
@@ -312,4 +313,4 @@ class SwIPENet(nn.Module):
         p_image = image_coordinates(points, size)
         with network_precision(points.device):
             term = self.image_decoder.image_layer(z_image)[:, None]
-            return self.image_decoder(p_image, image_term=term).float()
+            return self.image_decoder(p_image, term).float()

@@ -182,10 +182,11 @@ def choose_boundary_radius(voxels_thick: Sequence[float], crop: Sequence[int]) -
 
 
 def choose_mise_levels(voxels_thick: Sequence[float]) -> int:
-    """Coarsest lattice step 2^levels: the thickness of the thinnest structure at most, and no more than eight voxels.
+    """Coarsest lattice step 2^levels: the thickness (4 V/S) of the thinnest class, at most eight voxels.
 
-    So no plate slips through: it is half as thick as a bar of the same 4 V/S, where the lattice and the centres of its
-    cells leave gaps of half a step; across a diagonal they are wider by as much as voxel faces overstate its surface.
+    A plate of that V/S, measured on voxel faces, lies on a point of the lattice or on a centre of its cells wherever
+    and however it lies: it is half as thick along an axis, and so are the gaps. A class's V/S is that of its median
+    case; what is thinner is found by its margin or not at all.
     """
     return _power_of_two(min(voxels_thick), 1, 8).bit_length() - 1
 

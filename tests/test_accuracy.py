@@ -1,0 +1,331 @@
+"""The accuracy benchmark: its scores on cases worked out by hand, its study files, and a whole run on tiny data."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nnunet_helpers import ABDOMEN, PLANS, edit_json, narrow, nnunet_folders, plan, plans_file, write_phantom
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import accuracy_study
+import benchmark_accuracy
+from accuracy_study import Cell, Model, Study, read_study
+from benchmark_accuracy import measure_cell, report, run_study
+from scores import calibration, expected_calibration_error, score_case
+
+from nnunetv2_swipe.trainers import SwIPETrainer
+
+STUDIES = sorted((Path(__file__).parents[1] / "scripts" / "studies").glob("*.toml"))
+CUBE = (slice(2, 8), slice(2, 8), slice(2, 8))
+
+
+def block(*slices):
+    mask = np.zeros((12, 12, 12), dtype=np.uint8)
+    mask[slices] = 1
+    return mask
+
+
+class TestScores:
+    def score(self, prediction, truth, spacing=(1, 1, 1), tolerance=1.0):
+        found = score_case(prediction, truth, structures={"1": [1]}, spacing=spacing, tolerance=tolerance)
+        return found.get("1")
+
+    def test_a_perfect_segmentation(self):
+        assert self.score(block(*CUBE), block(*CUBE)) == {"Dice": 1, "NSD": 1, "HD95": 0}
+
+    def test_a_shifted_cube(self):
+        """Six voxels wide, shifted by two along an axis with voxels of 3 mm: overlap 4/6, two faces 6 mm away."""
+        shifted = block(slice(4, 10), slice(2, 8), slice(2, 8))
+        scores = self.score(shifted, block(*CUBE), spacing=(3, 1, 1))
+        assert scores["Dice"] == pytest.approx(4 / 6)
+        assert scores["HD95"] == pytest.approx(6)
+        assert 0.3 < scores["NSD"] < 0.9
+        assert self.score(shifted, block(*CUBE), spacing=(3, 1, 1), tolerance=6.0)["NSD"] == pytest.approx(1)
+
+    def test_two_dimensions(self):
+        truth = block(*CUBE)[5]
+        scores = self.score(np.roll(truth, 1, 0), truth, spacing=(1, 1), tolerance=2.0)
+        assert scores == {"Dice": pytest.approx(5 / 6), "NSD": 1, "HD95": 1}
+
+    def test_a_structure_in_one_map_only_has_the_worst_scores(self):
+        nothing = np.zeros_like(block(*CUBE))
+        worst = {"Dice": 0, "NSD": 0, "HD95": pytest.approx(math.sqrt(36**2 + 2 * 12**2))}
+        assert self.score(block(*CUBE), nothing, spacing=(3, 1, 1)) == worst
+        assert self.score(nothing, block(*CUBE), spacing=(3, 1, 1)) == worst
+        assert self.score(nothing, nothing) is None
+
+    def test_several_structures_are_scored_apart(self):
+        truth = block(*CUBE)
+        truth[9:11] = 2
+        found = score_case(
+            np.where(truth == 2, 0, truth),
+            truth,
+            structures={"1": [1], "2": [2], "both": [1, 2], "3": [3]},
+            spacing=(1, 1, 1),
+            tolerance=1,
+        )
+        n_first, n_second = (truth == 1).sum(), (truth == 2).sum()
+        expected = {"1": 1, "2": 0, "both": 2 * n_first / (2 * n_first + n_second)}
+        assert {name: scores["Dice"] for name, scores in found.items()} == pytest.approx(expected)
+
+    @pytest.mark.parametrize("regions", [False, True])
+    def test_calibration(self, regions):
+        """Confidence 0.9 where 7 of 10 voxels are right, 0.7 where 7 of 10 are: off by 0.2 for half of the voxels."""
+        confidence = np.array([0.9] * 10 + [0.7] * 10)
+        truth = np.array([1] * 7 + [0] * 3 + [1] * 7 + [0] * 3)
+        probabilities = confidence[None] if regions else np.stack((1 - confidence, confidence))
+        sums = calibration(probabilities, truth, regions=[[1]] if regions else [])
+        assert sums[0].sum() == 20
+        assert expected_calibration_error(sums) == pytest.approx(0.1)
+        assert expected_calibration_error(sums + sums) == pytest.approx(0.1)
+
+    def test_calibration_of_many_voxels_is_summed_exactly(self):
+        confidence = np.full(1 << 20, 0.99, dtype=np.float32)
+        sums = calibration(np.stack((1 - confidence, confidence)), np.ones(len(confidence)), regions=[])
+        assert expected_calibration_error(sums) == pytest.approx(0.01, rel=1e-5)
+
+
+def study_text(models='[[models]]\ntrainer = "SwIPETrainer"', **keys):
+    content = {"dataset": '"polyps"', "seconds": 1} | keys
+    return "\n".join([*[f"{key} = {value}" for key, value in content.items() if value is not None], models])
+
+
+class TestStudyFiles:
+    @pytest.mark.parametrize("file", STUDIES, ids=lambda f: f.stem)
+    def test_those_of_the_project(self, file):
+        study = read_study(file)
+        assert study.models[0].trainer == ("SwIPETrainer" if "ablations" in file.stem else "nnUNetTrainer")
+        assert len(study.models) > 1
+        assert len({cell.key for cell in study.cells()}) == len(list(study.cells()))
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("dataset = ", "cannot be read as TOML"),
+            (study_text(dataset='"liver"'), "'liver'; allowed: hippocampus, polyps"),
+            (study_text(dataset=None), "'dataset' is missing"),
+            (study_text(models=""), "'models' is missing"),
+            (study_text(models="models = 3"), r"\[\[models\]\]"),
+            (study_text(seconds=None), 'either "iterations" or "seconds"'),
+            (study_text(iterations=1), 'either "iterations" or "seconds"'),
+            (study_text(seconds=0), "whole number above 0"),
+            (study_text(seconds='"100"'), "whole number above 0"),
+            (study_text(seeds=1), '"seeds" is 1'),
+            (study_text(seeds="[]"), '"seeds"'),
+            (study_text(seeds='["a"]'), '"seeds"'),
+            (study_text(training_fractions="[2]"), "1 at most"),
+            (study_text(training_fractions='["x"]'), "1 at most"),
+            (study_text(fold=7), "allowed: 0 to 4"),
+            (study_text(epochs=3), "unknown key 'epochs'"),
+            (study_text('[[models]]\nplans = "nnUNetPlans"'), "'trainer' is missing"),
+            (study_text('[[models]]\ntrainer = "NoTrainer"'), "no trainer 'NoTrainer'"),
+            (study_text('[[models]]\ntrainer = "SwIPETrainer"\nplans = "P"'), "'P'; allowed: nnUNetPlans"),
+            (study_text('[[models]]\ntrainer = "SwIPETrainer"\nsettings = {S = 4}'), "no setting 'S'"),
+            (study_text('[[models]]\ntrainer = "nnUNetTrainer"\nsettings = {rfb = true}'), "allowed: none"),
+        ],
+    )
+    def test_what_is_wrong_is_named_with_the_file(self, tmp_path, text, message):
+        file = tmp_path / "study.toml"
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message) as error:
+            read_study(file)
+        assert str(file) in str(error.value)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"none\.toml"):
+            read_study(tmp_path / "none.toml")
+
+    def test_a_cell_is_known_by_all_that_it_depends_on_but_its_name(self):
+        cell = Cell("polyps", Model("SwIPETrainer"), 1, "seconds", 0, 0, 1.0)
+        changes = {
+            "dataset": "hippocampus",
+            "model": Model("SwIPETrainer", settings={"rfb": False}),
+            "budget": 2,
+            "unit": "iterations",
+            "fold": 1,
+            "seed": 1,
+            "training_fraction": 0.5,
+        }
+        others = [dataclasses.replace(cell, **{key: value}) for key, value in changes.items()]
+        assert len({c.key for c in (cell, *others)}) == 8
+        assert dataclasses.replace(cell, model=Model("SwIPETrainer", name="ours")).key == cell.key
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """A planned dataset, cells measured in this process; yields the work folder and the list of cells measured."""
+    root = tmp_path_factory.mktemp("accuracy")
+    measured = []
+    with nnunet_folders(root), pytest.MonkeyPatch.context() as patch:
+        write_phantom(root / "nnUNet_raw", cases_3d=10)
+        plan(901, "SwIPEPlanner", "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+        edit_json(plans_file(ABDOMEN), narrow)
+        patch.setitem(benchmark_accuracy.DATASETS, "phantom", (ABDOMEN, "3d_fullres"))
+        patch.setitem(accuracy_study.PLANNERS, PLANS, "SwIPEPlanner")
+
+        def isolated(function, cell, device):
+            measured.append(cell)
+            with pytest.MonkeyPatch.context() as process:
+                process.setattr(SwIPETrainer, "config_changes", {})
+                return function(cell, device)
+
+        patch.setattr(benchmark_accuracy, "isolated", isolated)
+        yield root / "accuracy", measured
+
+
+MODELS = (
+    Model("nnUNetTrainer", PLANS),
+    Model("SwIPETrainer", PLANS),
+    Model("SwIPETrainer", PLANS, settings={"n_points": 64}, name="few points"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(phantom):
+    """A study of six cells that has been run; yields it, its file, its results and the cells measured."""
+    folder, measured = phantom
+    study = Study("phantom", MODELS, iterations=2, training_fractions=(0.5, 1.0))
+    file = folder / "tiny.json"
+    return study, file, run_study(study, file, "cpu"), measured
+
+
+def test_every_cell_is_trained_with_its_budget_and_scored(finished):
+    study, _, results, _ = finished
+    assert len(results) == 6
+    for cell in study.cells():
+        result = results[cell.key]
+        assert result["iterations"] == 2
+        assert result["training cases"] == {0.5: 4, 1.0: 8}[cell.training_fraction]
+        assert len(result["cases"]) == 2
+        assert all(0 <= s["Dice"] <= 1 for case in result["cases"].values() for s in case.values())
+        assert 0 <= result["ECE"] <= 1
+
+
+def test_settings_reach_the_network_of_their_cell_alone(finished):
+    study, file, _, _ = finished
+    n_points = {}
+    for cell in study.cells():
+        (checkpoint,) = (file.with_suffix("") / cell.key).rglob("checkpoint_final.pth")
+        plans = json.loads((checkpoint.parents[1] / "plans.json").read_text())
+        n_points[cell.model.title, cell.training_fraction] = (
+            plans["configurations"]["3d_fullres"].get("swipe", {}).get("n_points")
+        )
+    swipe = f"SwIPETrainer ({PLANS})"
+    assert n_points["few points", 0.5] == n_points["few points", 1.0] == 64
+    assert n_points[swipe, 0.5] == n_points[swipe, 1.0] != 64
+
+
+def test_finished_cells_are_not_run_again(finished):
+    study, file, results, measured = finished
+    before = len(measured)
+    reordered = dataclasses.replace(study, models=MODELS[::-1])
+    assert run_study(reordered, file, "cpu") == results
+    assert len(measured) == before
+
+
+def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(finished, monkeypatch):
+    study, file, _, measured = finished
+    longer = dataclasses.replace(study, iterations=1, training_fractions=(1.0,), models=MODELS[:2])
+
+    def fail(trainer, cell):
+        if cell.model.trainer == "SwIPETrainer":
+            raise RuntimeError("diverged")
+        return train(trainer, cell)
+
+    train = benchmark_accuracy.train
+    monkeypatch.setattr(benchmark_accuracy, "train", fail)
+    with pytest.raises(RuntimeError, match=r"SwIPETrainer.*diverged"):
+        run_study(longer, file, "cpu")
+    monkeypatch.undo()
+    before = len(measured)
+    assert len(run_study(longer, file, "cpu")) == 2
+    assert len(measured) == before + 1
+
+
+def test_the_tables_name_models_scores_and_differences(finished):
+    study, _, results, _ = finished
+    tables = report(study, results)
+    rows = [line for line in tables.splitlines() if line.startswith("| few points | 4 |")]
+    assert len(rows) == 3  # means, differences, classes
+    assert "2 iterations" in tables
+    assert sum(line.startswith(f"| nnUNetTrainer ({PLANS}) | 8 |") for line in tables.splitlines()) == 2
+
+
+def made_up(dice):
+    """Results of cases whose Dice is given, {case: {class: Dice}}."""
+    cases = {c: {k: {"Dice": d, "NSD": d, "HD95": 1.0} for k, d in v.items()} for c, v in dice.items()}
+    return {
+        "iterations": 1,
+        "seconds": 1.0,
+        "parameters": 1,
+        "training cases": 1,
+        "machine": "m",
+        "ECE": 0.1,
+        "cases": cases,
+    }
+
+
+def test_scores_are_means_over_seeds_then_cases_then_classes():
+    study = Study("phantom", MODELS[:2], iterations=1, seeds=(0, 1))
+    results = {cell.key: made_up({"a": {"1": 0.5, "2": 0.1}, "b": {"1": 0.7}}) for cell in study.cells()}
+    better = {"a": {"1": 0.9, "2": 0.3}, "b": {"1": 0.7}}
+    results[study.cell(MODELS[1], 0, 1.0).key] = made_up(better)
+    tables = report(study, results)
+    row = f"| {MODELS[1].title} | 1 |"
+    means, differences, _ = [line for line in tables.splitlines() if line.startswith(row)]
+    # class 1: a 0.7, b 0.7; class 2: a 0.2
+    assert "| 0.4500 | 0.4500 | 1.00 | 0.1000 |" in means
+    # case a: +0.2 and +0.1, b: 0
+    assert differences.startswith(f"{row} +0.0750 (")
+    assert differences.endswith("| +0.0000 |")
+
+
+class TestTraining:
+    @pytest.fixture
+    def rates(self, phantom, monkeypatch):
+        """Trains a cell; the learning rates of its steps, as fractions of the highest, and the first batch."""
+
+        def run(model, budget, unit="iterations", seed=0):
+            seen, batches = [], []
+
+            def step(trainer, batch):
+                trainer.lr_scheduler.step(0.123)  # SwIPETrainer steps it by itself
+                seen.append(trainer.optimizer.param_groups[0]["lr"] / trainer.initial_lr)
+                batches.append(batch["data"].float().sum().item())
+
+            cell = Cell("phantom", model, budget, unit, fold=0, seed=seed, training_fraction=1.0)
+            trainer_class = SwIPETrainer if model is MODELS[1] else SwIPETrainer.__base__
+            monkeypatch.setattr(trainer_class, "train_step", step)
+            monkeypatch.setattr(benchmark_accuracy, "score_cases", lambda *_: {})
+            monkeypatch.setenv("nnUNet_results", str(phantom[0] / "rates"))
+            return measure_cell(cell, "cpu"), seen, batches
+
+        return run
+
+    def test_nnunets_rate_decays_over_the_iterations(self, rates):
+        _, seen, _ = rates(MODELS[0], 4)
+        assert seen == pytest.approx([(1 - i / 4) ** 0.9 for i in range(4)])
+
+    def test_swipes_rate_decays_over_the_iterations(self, rates):
+        _, seen, _ = rates(MODELS[1], 40)
+        peak = int(np.argmax(seen))
+        assert peak == 2  # a twentieth of the iterations warms up
+        assert np.all(np.diff(seen[peak:]) < 0)
+        assert seen[-1] < 0.01
+
+    def test_a_budget_in_seconds_ends_training_and_schedule(self, rates):
+        for model in MODELS[:2]:
+            result, seen, _ = rates(model, 2, "seconds")
+            assert 2 <= result["seconds"] < 20
+            assert result["iterations"] == len(seen) > 10
+            assert max(seen) > 0.9
+            assert seen[-1] < 0.2
+
+    def test_seeds_draw_different_batches(self, rates):
+        for model in MODELS[:2]:
+            first, again, other = (rates(model, 1, seed=seed)[2] for seed in (0, 0, 1))
+            assert first == again != other
