@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accuracy_study import Cell, Study
 from benchmark_speed import predictor_of, quiet, save_model
+from demo import DemoError
 from measure import device_name, isolated
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.run.run_training import get_trainer_from_args
@@ -55,7 +56,7 @@ def run_study(study: Study, results_file: Path, device: str) -> dict[str, Any]:
         device: "cpu" or "cuda".
 
     Raises:
-        RuntimeError: Cells failed; the others are kept, and the next run tries again.
+        DemoError: Cells failed; the others are kept, and the next run tries again.
     """
     models = results_file.with_suffix("")
     models.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def run_study(study: Study, results_file: Path, device: str) -> dict[str, Any]:
             unfinished.replace(results_file)
             bar.update()
     if failed:
-        raise RuntimeError("\n".join(["Some cells failed; the next run tries them again:", *failed]))
+        raise DemoError("\n".join(["some cells failed; the next run tries them again", *failed]))
     return {key: results[key] for key in cells}
 
 

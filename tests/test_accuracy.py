@@ -15,6 +15,7 @@ import accuracy_study
 import benchmark_accuracy
 from accuracy_study import Cell, Model, Study, read_study
 from benchmark_accuracy import measure_cell, report, run_study
+from demo import DemoError
 from scores import calibration, expected_calibration_error, score_case
 
 from nnunetv2_swipe.trainers import SwIPETrainer
@@ -238,7 +239,7 @@ def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(finished, monkey
 
     train = benchmark_accuracy.train
     monkeypatch.setattr(benchmark_accuracy, "train", fail)
-    with pytest.raises(RuntimeError, match=r"SwIPETrainer.*diverged"):
+    with pytest.raises(DemoError, match=r"SwIPETrainer.*diverged"):
         run_study(longer, file, "cpu")
     monkeypatch.undo()
     before = len(measured)
