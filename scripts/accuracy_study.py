@@ -129,9 +129,10 @@ def _study(content: dict[str, Any]) -> Study:
     for key in ("iterations", "seconds"):
         if key in content and not (_is_whole(content[key]) and content[key] > 0):
             raise ValueError(f'"{key}" is {content[key]!r}; it must be a whole number above 0')
-    if content.get("fold", 0) not in range(5):
+    if content.get("fold", Study.fold) not in range(5):
         raise ValueError(f'"fold" is {content["fold"]!r}; allowed: 0 to 4')
-    seeds, fractions = content.get("seeds", [0]), content.get("training_fractions", [1.0])
+    seeds = content.get("seeds", list(Study.seeds))
+    fractions = content.get("training_fractions", list(Study.training_fractions))
     if not isinstance(seeds, list) or not seeds or not all(map(_is_whole, seeds)):
         raise ValueError(f'"seeds" is {seeds!r}; it must be a list of whole numbers')
     if not isinstance(fractions, list) or not fractions or not all(map(_is_fraction, fractions)):

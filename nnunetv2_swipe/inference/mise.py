@@ -99,7 +99,9 @@ def _decode_centres(
     centres = (slice(None), *[slice(r // 2, None, r) for r in ratio])
     field = logits.movedim(1, -1)[centres]
     values = decode(lattice[centres].flatten())
-    active = _differ(values, field.flatten(0, -2), regions) | (_certainty(values, regions) < margin)
+    label = _labels(values, regions)
+    differs = (label != _labels(field.flatten(0, -2), regions)).any(1)
+    active = differs | (_certainty(values, label, regions) < margin)
     field.copy_(values.view(field.shape))
     decoded[centres] = True
     return active.view(field.shape[:-1])
@@ -124,7 +126,7 @@ def _refine(
         place = tuple(index.unbind(1))
         decoded[place] = True
         values = decode(lattice[place])
-        wrong = _differ(values, field[place], regions)
+        wrong = (_labels(values, regions) != _labels(field[place], regions)).any(1)
         field[place] = values
         if not wrong.any():
             return
@@ -134,8 +136,9 @@ def _refine(
 
 def _active_cells(logits: Tensor, margin: float, regions: bool) -> Tensor:
     """Cells, between two points along every axis, whose corners differ or are uncertain: (B, *cells) bool."""
-    highest = lowest = _labels(logits, regions).to(torch.int16)
-    uncertain = _certainty(logits, regions) < margin
+    label = _labels(logits, regions)
+    uncertain = _certainty(logits, label, regions) < margin
+    highest = lowest = label.to(torch.int16)
     for axis in range(2, logits.ndim):
         highest, lowest = _of_neighbours(torch.maximum, highest, axis), _of_neighbours(torch.minimum, lowest, axis)
         uncertain = _of_neighbours(torch.logical_or, uncertain, axis - 1)
@@ -173,20 +176,14 @@ def _cells_around(points: Tensor, ratio: Sequence[int], cells: Tensor) -> Tensor
     return result
 
 
-def _differ(values: Tensor, before: Tensor, regions: bool) -> Tensor:
-    """Whether labels differ between logits (M, K): (M,) bool."""
-    return (_labels(values, regions) != _labels(before, regions)).any(1)
-
-
 def _labels(logits: Tensor, regions: bool) -> Tensor:
     """Labels (B, 1, ...), or per region (B, K, ...), of logits (B, K, ...)."""
     # torch.argmax takes thirty times as long on the CPU
     return logits > 0 if regions else logits.max(1, keepdim=True).indices
 
 
-def _certainty(logits: Tensor, regions: bool) -> Tensor:
-    """How far the logits (B, K, ...) are from another label, (B, ...)."""
+def _certainty(logits: Tensor, label: Tensor, regions: bool) -> Tensor:
+    """How far the logits (B, K, ...) are from a label other than theirs (of `_labels`), (B, ...)."""
     if regions:
         return logits.abs().amin(1)
-    top, label = logits.max(1, keepdim=True)
-    return top[:, 0] - logits.scatter(1, label, -torch.inf).amax(1)
+    return logits.gather(1, label)[:, 0] - logits.scatter(1, label, -torch.inf).amax(1)
