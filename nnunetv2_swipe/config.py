@@ -35,6 +35,8 @@ class SwIPEConfig:
         neck_features: Hidden channels h of the neck.
         rfb: Receptive field blocks in the neck; otherwise a 1x1 convolution.
         cascade: Add finer stages to coarser ones in the neck.
+        pool_to_patch_grid: Bring each stage straight to the patch grid; False: the paper's way over the grid of the
+            coarsest stage, from which stages are interpolated where patches are smaller.
         multi_stage_attention: Weigh the stages per patch (MEA); otherwise add them.
         patch_decoder_features: Hidden widths of the patch decoder D^P.
         image_decoder_features: Hidden widths of the image decoder D^I; empty: no image decoder.
@@ -71,6 +73,7 @@ class SwIPEConfig:
     neck_features: int
     rfb: bool
     cascade: bool
+    pool_to_patch_grid: bool
     multi_stage_attention: bool
     patch_decoder_features: tuple[int, ...]
     image_decoder_features: tuple[int, ...]

@@ -3,11 +3,12 @@
 import hashlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from real_data import DATASETS, PLANNERS
@@ -21,12 +22,29 @@ else:
     import tomli as tomllib
 
 
+class Scale(NamedTuple):
+    """A grid to score on."""
+
+    factor: float
+    """Its points per voxel of the training resolution, along each axis."""
+    resized: str
+    """"output": the image is as it was trained on, and the output is brought to the grid; "input": the image is."""
+
+    def __str__(self) -> str:
+        return f"{self.resized} {self.factor:g}x"
+
+
+NATIVE = Scale(1.0, "output")
+"""What other scales are compared with."""
+
+
 @dataclass(frozen=True)
 class Model:
-    """What is compared: a trainer, a plan, and settings that differ from the plan's `swipe` block."""
+    """What is compared: a trainer, a plan, and what differs from it: the batch size, settings of its `swipe` block."""
 
     trainer: str
     plans: str = "nnUNetPlans"
+    batch_size: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
 
@@ -34,6 +52,8 @@ class Model:
     def title(self) -> str:
         """What tables call it."""
         changes = [f"{key} = {value}" for key, value in self.settings.items()]
+        if self.batch_size:
+            changes.append(f"batch size {self.batch_size}")
         return self.name or f"{self.trainer} ({', '.join([self.plans, *changes])})"
 
 
@@ -79,6 +99,8 @@ class Study:
         fold: Fold whose validation cases are scored.
         seeds: Each is a training of every model.
         training_fractions: Fractions of the fold's training cases.
+        output_scales: Grids on which the models are scored as well, relative to the training resolution.
+        input_scales: Likewise, the images being resized.
     """
 
     dataset: str
@@ -88,6 +110,15 @@ class Study:
     fold: int = 0
     seeds: tuple[int, ...] = (0,)
     training_fractions: tuple[float, ...] = (1.0,)
+    output_scales: tuple[float, ...] = ()
+    input_scales: tuple[float, ...] = ()
+
+    @property
+    def scales(self) -> list[Scale]:
+        """Grids to score on besides that of the files; if any, the training resolution itself is the first."""
+        outputs = [Scale(float(f), "output") for f in self.output_scales]
+        scales = [*outputs, *[Scale(float(f), "input") for f in self.input_scales]]
+        return list(dict.fromkeys([NATIVE, *scales])) if scales else []
 
     @property
     def budget(self) -> tuple[int, str]:
@@ -131,12 +162,11 @@ def _study(content: dict[str, Any]) -> Study:
             raise ValueError(f'"{key}" is {content[key]!r}; it must be a whole number above 0')
     if content.get("fold", Study.fold) not in range(5):
         raise ValueError(f'"fold" is {content["fold"]!r}; allowed: 0 to 4')
-    seeds = content.get("seeds", list(Study.seeds))
-    fractions = content.get("training_fractions", list(Study.training_fractions))
-    if not isinstance(seeds, list) or not seeds or not all(map(_is_whole, seeds)):
-        raise ValueError(f'"seeds" is {seeds!r}; it must be a list of whole numbers')
-    if not isinstance(fractions, list) or not fractions or not all(map(_is_fraction, fractions)):
-        raise ValueError(f'"training_fractions" is {fractions!r}; it must be a list of numbers above 0, 1 at most')
+    lists = {key: content.get(key, list(getattr(Study, key))) for key in _LISTS}
+    for key, (allowed, empty, valid) in _LISTS.items():
+        values = lists[key]
+        if not isinstance(values, list) or not (values or empty) or not all(map(valid, values)):
+            raise ValueError(f'"{key}" is {values!r}; it must be a list of {allowed}')
     models = content["models"]
     if not isinstance(models, list) or not models or not all(isinstance(m, dict) for m in models):
         raise ValueError("give the models as [[models]] tables")
@@ -144,8 +174,7 @@ def _study(content: dict[str, Any]) -> Study:
         **{
             **content,
             "models": tuple(map(_model, models)),
-            "seeds": tuple(seeds),
-            "training_fractions": tuple(fractions),
+            **{key: tuple(values) for key, values in lists.items()},
         }
     )
 
@@ -159,6 +188,8 @@ def _model(content: dict[str, Any]) -> Model:
         raise ValueError(f"there is no trainer {model.trainer!r}") from error
     if model.plans not in PLANNERS:
         raise ValueError(f'"plans" of {model.trainer} is {model.plans!r}; allowed: {", ".join(PLANNERS)}')
+    if model.batch_size is not None and not (_is_whole(model.batch_size) and model.batch_size > 0):
+        raise ValueError(f'"batch_size" of {model.trainer} is {model.batch_size!r}; it must be a whole number above 0')
     allowed = [f.name for f in fields(SwIPEConfig)] if issubclass(trainer, SwIPETrainer) else []
     for key in model.settings:
         if key not in allowed:
@@ -180,5 +211,14 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_fraction(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 < value <= 1
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+_LISTS = {
+    "seeds": ("whole numbers", False, _is_whole),
+    "training_fractions": ("numbers above 0, 1 at most", False, lambda v: _is_number(v) and v <= 1),
+    "output_scales": ("numbers above 0", True, _is_number),
+    "input_scales": ("numbers above 0", True, _is_number),
+}
+"""What each list holds, whether it may be empty, and the check of its values."""

@@ -4,9 +4,9 @@
     python scripts/benchmark.py accuracy scripts/studies/STUDY.toml --data DATA [--folder FOLDER]
 
 `speed`: parameters, FLOPs, time and memory of training and prediction. `real_data.py` first trains the SwIPE model to
-predict with, unless FOLDER holds one. `accuracy`: the trainings that a study file lists, scored; what FOLDER holds of
-them is not run again. Both print Markdown tables and write them, and all numbers as JSON, to FOLDER. DATA is as for
-`real_data.py`.
+predict with, unless FOLDER holds one or --model names one. `accuracy`: the trainings that a study file lists, scored;
+what FOLDER holds of them is not run again. Both print Markdown tables and write them, and all numbers as JSON, to
+FOLDER. DATA is as for `real_data.py`.
 """
 
 import argparse
@@ -20,25 +20,23 @@ from typing import Any
 
 import real_data
 from benchmark_speed import Task, measure_all
-from benchmark_speed import report as speed_report
 from demo import DemoError
+from speed_report import report as speed_report
 
 
 def speed(arguments: argparse.Namespace) -> None:
     """Measure, print and write."""
-    model = real_data.run(arguments).resolve()
-    name, configuration = real_data.DATASETS[arguments.dataset]
     folder = arguments.folder.resolve()
+    name, configuration = real_data.DATASETS[arguments.dataset]
+    environment = real_data.prepare(arguments.dataset, arguments.data, folder, arguments.plans)
+    model = (arguments.model or real_data.run(arguments)).resolve()
+    images_folder = real_data.validation_images(arguments.dataset, folder)
     work = folder / "speed"
-    os.environ |= {
-        "nnUNet_raw": str(folder / "nnUNet_raw"),
-        "nnUNet_preprocessed": str(folder / "nnUNet_preprocessed"),
-        "nnUNet_results": str(work / "nnUNet_results"),
-        "nnUNet_n_proc_DA": "0",
-    }
+    os.environ |= environment | {"nnUNet_results": str(work / "nnUNet_results")}
+    os.environ.setdefault("nnUNet_n_proc_DA", "0")
     shutil.rmtree(work, ignore_errors=True)  # an earlier run's plans would be used again
     task = Task(name, configuration, arguments.plans, arguments.device)
-    files = sorted(str(f) for f in (folder / "validation_images" / name).iterdir())
+    files = sorted(str(f) for f in images_folder.iterdir())
     cases = [list(group) for _, group in itertools.groupby(files, key=lambda f: f.rpartition("_")[0])]
     images = cases[: arguments.cases]
     result: dict[str, Any] = {}
@@ -66,12 +64,13 @@ def accuracy(arguments: argparse.Namespace) -> None:
     for plans in dict.fromkeys(model.plans for model in study.models):
         os.environ |= real_data.prepare(study.dataset, arguments.data, folder, plans)
     os.environ.setdefault("nnUNet_n_proc_DA", "0")
-    results_file = folder / "accuracy" / f"{arguments.study.stem}.json"
-    tables = report(study, run_study(study, results_file, arguments.device))
+    results = run_study(study, folder / "accuracy" / "cells", arguments.device)
+    tables = report(study, results)
     text = (
         f"# {arguments.study.stem}\n\n`python scripts/benchmark.py accuracy {arguments.study} --data DATA`: {tables}\n"
     )
-    results_file.with_suffix(".md").write_text(text)
+    (folder / "accuracy" / f"{arguments.study.stem}.json").write_text(json.dumps(results, indent=1))
+    (folder / "accuracy" / f"{arguments.study.stem}.md").write_text(text)
     print(text)
 
 
@@ -81,6 +80,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("speed", help="time, memory and work beside nnUNetTrainer")
     real_data.add_arguments(command)
+    command.add_argument("--model", type=Path, help="trained model folder to predict with (default: train one)")
     command.add_argument("--steps", type=int, default=10, help="training steps to time")
     command.add_argument("--cases", type=int, default=5, help="validation cases to predict")
     command.add_argument("--growth", action="store_true", help="also with growing crops, classes, points, images")

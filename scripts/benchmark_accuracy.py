@@ -1,7 +1,7 @@
 """`benchmark.py accuracy`: trainers on the same cases with the same budget, scored on the fold's validation cases.
 
-Every cell of a study is trained and scored in a process of its own and kept in the study's JSON file, so that a study
-that was interrupted goes on where it was.
+Every cell of a study is trained and scored in a process of its own and kept, so that a study that was interrupted goes
+on where it was, and studies share cells. One study at a time may work in a folder.
 """
 
 import json
@@ -14,23 +14,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accuracy_study import Cell, Study
+from accuracy_study import NATIVE, Cell, Scale, Study
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from benchmark_speed import predictor_of, quiet, save_model
 from demo import DemoError
 from measure import device_name, isolated
-from nnunetv2.paths import nnUNet_raw
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from real_data import DATASETS
 from scipy.stats import bootstrap
-from scores import METRICS, calibration, expected_calibration_error, score_case
+from score_model import score_at_scales, score_cases
+from scores import METRICS
 from tqdm import tqdm
 
-from nnunetv2_swipe.planners.label_statistics import foreground_structures
-
-TOLERANCE = {2: 2.0, 3: 1.0}
-"""Of the NSD: 2 pixels in 2D, 1 mm in 3D."""
 NOMINAL_ITERATIONS = 1000
 """Length of the learning-rate schedule of a budget in seconds: only fractions of it count."""
 
@@ -47,41 +47,78 @@ class BudgetSchedule:
         self.scheduler.step(self.spent)
 
 
-def run_study(study: Study, results_file: Path, device: str) -> dict[str, Any]:
-    """Train and score the cells that are not in the JSON file yet; returns the study's results by cell key.
+def run_study(study: Study, folder: Path, device: str) -> dict[str, Any]:
+    """Measure what is missing of a study; returns its results by cell key.
 
     Args:
         study: The study; its dataset is planned in nnU-Net's folders.
-        results_file: JSON file; models go to a folder of its name.
+        folder: Holds the results and the model of every cell of any study, each in a folder named by its key.
         device: "cpu" or "cuda".
 
     Raises:
-        DemoError: Cells failed; the others are kept, and the next run tries again.
+        DemoError: A cell was measured with another plan; or cells failed: the others are kept, and the next run tries
+            again.
     """
-    models = results_file.with_suffix("")
-    models.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = json.loads(results_file.read_text()) if results_file.is_file() else {}
     cells = {cell.key: cell for cell in study.cells()}
+    incomplete = {key: cell for key, cell in cells.items() if _missing(study, _checked_results(folder / key, cell))}
     failed = []
-    with tqdm(total=len(cells), unit="cell", initial=len(cells.keys() & results.keys())) as bar:
-        for key, cell in cells.items():
-            if key in results:
-                continue
-            bar.set_description(f"{cell.model.title}, {cell.budget:,} {cell.unit}")
-            shutil.rmtree(models / key, ignore_errors=True)  # of a run that was interrupted
-            os.environ |= {"nnUNet_results": str(models / key)}  # the new process inherits it
+    with tqdm(incomplete.items(), unit="cell") as bar:
+        for key, cell in bar:
+            title = f"{cell.model.title}, seed {cell.seed}, fraction {cell.training_fraction}"
+            bar.set_description(title)
             try:
-                results[key] = isolated(measure_cell, cell, device)
+                _complete(study, cell, folder / key, device)
             except Exception as error:  # whatever it was, the other cells are worth their hours
-                failed.append(f"{cell.model.title}, seed {cell.seed}, fraction {cell.training_fraction}: {error!r}")
-                continue
-            unfinished = results_file.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(results, indent=1))
-            unfinished.replace(results_file)
-            bar.update()
+                failed.append(f"{title}: {error!r}")
     if failed:
         raise DemoError("\n".join(["some cells failed; the next run tries them again", *failed]))
-    return {key: results[key] for key in cells}
+    return {key: _read_results(folder / key) for key in cells}
+
+
+def _complete(study: Study, cell: Cell, folder: Path, device: str) -> None:
+    """Train a cell and score it on the study's grids, as far as its folder does not hold the results."""
+    os.environ |= {"nnUNet_results": str(folder)}  # processes inherit it
+    results = _read_results(folder)
+    if not results:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+        results = {**isolated(measure_cell, cell, device), "plan": _plan(cell), "scales": {}}
+        _write_results(folder, results)
+    scales = [scale for scale in study.scales if str(scale) not in results["scales"]]
+    if scales:
+        results["scales"] |= isolated(measure_scales, cell, scales, list(results["cases"]), device)
+        _write_results(folder, results)
+
+
+def _missing(study: Study, results: Mapping[str, Any]) -> bool:
+    return not results or any(str(scale) not in results["scales"] for scale in study.scales)
+
+
+def _checked_results(folder: Path, cell: Cell) -> dict[str, Any]:
+    """DemoError if a cell was measured with another plan than there is now."""
+    results = _read_results(folder)
+    if results and results["plan"] != _plan(cell):
+        raise DemoError(
+            f"{cell.model.title} was measured with another plan of {cell.dataset}. Delete {folder} to measure it again."
+        )
+    return results
+
+
+def _plan(cell: Cell) -> Any:  # noqa: ANN401
+    """The configuration of the plan that a cell is trained with."""
+    name, configuration = DATASETS[cell.dataset]
+    plans = load_json(str(Path(nnUNet_preprocessed) / name / f"{cell.model.plans}.json"))
+    return plans["configurations"][configuration]
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
+    file = folder / "results.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    unfinished = folder / "results.tmp"
+    unfinished.write_text(json.dumps(results, indent=1))
+    unfinished.replace(folder / "results.json")
 
 
 def measure_cell(cell: Cell, device: str) -> dict[str, Any]:
@@ -96,14 +133,29 @@ def measure_cell(cell: Cell, device: str) -> dict[str, Any]:
         trainer = get_trainer_from_args(
             name, configuration, cell.fold, cell.model.trainer, cell.model.plans, device=torch.device(device)
         )
+        if cell.model.batch_size:
+            trainer.configuration_manager.configuration["batch_size"] = cell.model.batch_size
         training, validation = trainer.do_split()
         n_cases = max(1, round(cell.training_fraction * len(training)))
         chosen = np.random.default_rng(cell.seed).permutation(sorted(training))[:n_cases].tolist()
         trainer.do_split = lambda: (chosen, validation)
         trained = train(trainer, cell)
         save_model(trainer)
+        scores = score_cases(_predictor(cell, device), validation)
     machine = f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    return {**trained, "training cases": n_cases, "machine": machine, **score_cases(trainer, validation)}
+    return {**trained, "training cases": n_cases, "machine": machine, **scores}
+
+
+def measure_scales(cell: Cell, scales: Sequence[Scale], cases: Sequence[str], device: str) -> dict[str, Any]:
+    """Score a trained cell on other grids."""
+    with quiet():
+        return score_at_scales(_predictor(cell, device), cases, scales)
+
+
+def _predictor(cell: Cell, device: str) -> nnUNetPredictor:
+    name, configuration = DATASETS[cell.dataset]
+    model = get_output_folder(name, cell.model.trainer, cell.model.plans, configuration)
+    return predictor_of(Path(model), torch.device(device), mirroring=True, fold=cell.fold)
 
 
 def _seed(cell: Cell) -> None:
@@ -129,38 +181,6 @@ def train(trainer: nnUNetTrainer, cell: Cell) -> dict[str, Any]:
         done["iterations"] += 1
         done["seconds"] = time.perf_counter() - start
     return {**done, "parameters": sum(p.numel() for p in trainer.network.parameters())}
-
-
-def score_cases(trainer: nnUNetTrainer, cases: Sequence[str]) -> dict[str, Any]:
-    """Predict cases as `nnUNetv2_predict` does and score them: each, and the ECE over all of them.
-
-    Voxels of the ignore label count nowhere.
-    """
-    with quiet():
-        predictor = predictor_of(Path(trainer.output_folder_base), trainer.device, mirroring=True, fold=trainer.fold)
-    raw = Path(nnUNet_raw) / trainer.plans_manager.dataset_name / "imagesTr"
-    truths = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
-    reader = trainer.plans_manager.image_reader_writer_class()
-    labels = trainer.label_manager
-    structures = foreground_structures(labels)
-    regions = list(structures.values()) if labels.has_regions else []
-    ending = trainer.dataset_json["file_ending"]
-    scores, bins = {}, []
-    for case in cases:
-        images = [str(f) for f in sorted(raw.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))]
-        with quiet():
-            ((prediction, probabilities),) = predictor.predict_from_files_sequential([images], None, True)
-        truth, properties = reader.read_seg(str(truths / f"{case}{ending}"))
-        truth = truth[0]
-        counted = truth != labels.ignore_label if labels.has_ignore_label else np.ones_like(truth, dtype=bool)
-        bins.append(calibration(probabilities[:, counted], truth[counted], regions=regions))
-        flat = truth.shape[0] == 1
-        maps = [np.where(counted, m, 0)[0 if flat else slice(None)] for m in (prediction, truth)]
-        dims = maps[0].ndim
-        scores[case] = score_case(
-            *maps, structures=structures, spacing=properties["spacing"][-dims:], tolerance=TOLERANCE[dims]
-        )
-    return {"ECE": expected_calibration_error(np.sum(bins, 0)), "cases": scores}
 
 
 class Row(NamedTuple):
@@ -193,7 +213,10 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
         f"{machines}. Scores are means over cases and classes; differences are to the first model, with the 95% "
         "bootstrap interval over cases of the paired difference (of the seeds' mean)."
     )
-    return "\n".join([about, "", *_means(rows), "", *_differences(rows), "", *_by_class(rows, classes)])
+    tables = [_means(rows), _differences(rows), _by_class(rows, classes)]
+    if study.scales:
+        tables.append(_by_scale(rows, study.scales, classes))
+    return "\n".join([about, *[line for table in tables for line in ("", *table)]])
 
 
 def _scores(runs: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, np.ndarray]:
@@ -231,6 +254,22 @@ def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
     lines = _head([f"{metric} {name}" for metric in METRICS for name in classes])
     for row in rows:
         cells = [_number(metric, v) for metric in METRICS for v in np.nanmean(row.scores[metric], axis=0)]
+        lines.append(f"| {row.title} | {' | '.join(cells)} |")
+    return lines
+
+
+def _by_scale(rows: Sequence[Row], scales: Sequence[Scale], classes: Sequence[str]) -> list[str]:
+    """Dice and NSD on every grid, and their differences to those at the training resolution."""
+    lines = ["On other grids, with the difference to the same model at the training resolution:", ""]
+    lines += _head([f"{metric}, {scale}" for metric in ("Dice", "NSD") for scale in scales])
+    for row in rows:
+        scores = {scale: _scores([run["scales"][str(scale)] for run in row.runs], classes) for scale in scales}
+        cells = []
+        for metric in ("Dice", "NSD"):
+            for scale in scales:
+                found, native = scores[scale][metric], scores[NATIVE][metric]
+                mean = _number(metric, float(np.nanmean(np.nanmean(found, axis=0))))
+                cells.append(mean if scale == NATIVE else f"{mean}, {_difference(found, native)}")
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return lines
 

@@ -31,9 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
-from nnunetv2_swipe.network.swipe_net import SwIPENet
+from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE
-from nnunetv2_swipe.planners.memory import GIB
 from nnunetv2_swipe.planners.plan_block import FRAME_PREPROCESSOR
 from nnunetv2_swipe.planners.self_configuration import derive_config
 from nnunetv2_swipe.trainers import swipe_trainer
@@ -175,17 +174,18 @@ def measure_prediction(
             synchronize(task.torch_device)
             seconds.append(time.perf_counter() - start)
     with quiet(), FlopCounterMode(display=False) as counter:
-        predictor.predict_from_files_sequential([list(images[0])], [str(output / "0")])
+        for i, files in enumerate(images):
+            predictor.predict_from_files_sequential([list(files)], [str(output / str(i))])
     return {
         "seconds per case": statistics.mean(seconds[1:]),
-        "GFLOP of the first case": counter.get_total_flops() / 1e9,
+        "GFLOP per case": counter.get_total_flops() / 1e9 / len(images),
         "memory added": memory.added,
         "memory total": memory.total,
     }
 
 
 def measure_decoding(task: Task, model: Path, images: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """MISE as planned, against decoding every voxel of the same crops."""
+    """MISE as planned, against decoding every voxel of the same crops; by own patches and blended."""
     with quiet():
         predictor = predictor_of(model, task.torch_device, mirroring=False)
         network = predictor.network
@@ -193,29 +193,34 @@ def measure_decoding(task: Task, model: Path, images: Sequence[Sequence[str]]) -
         network.load_state_dict(predictor.list_of_parameters[0])
         network.to(task.torch_device).eval()
         crops = [crop for files in images for crop in _crops(predictor, files)]
-    planned = network.config
-    configs = {"MISE": planned, "dense": planned.replace(mise_levels=0)}
-    seconds: dict[str, list[float]] = {"encode": [], "MISE": [], "dense": []}
-    same = []
+    planned, device = network.config, task.torch_device
+    result: dict[str, Any] = {"crops": len(crops), "levels": planned.mise_levels}
     with torch.inference_mode():
-        for crop in crops:
-            x = crop.to(task.torch_device)
-            seconds["encode"].append(seconds_of(partial(network.encode, x), task.torch_device))
-            embeddings = network.encode(x)
-            labels = []
-            for key, config in configs.items():
-                network.config = config
-                seconds[key].append(seconds_of(partial(network.decode_dense, embeddings), task.torch_device))
-                logits = network.decode_dense(embeddings)
-                labels.append(logits > 0 if planned.regions else logits.argmax(1))
-            same.append((labels[0] == labels[1]).float().mean().item())
-    return {
-        "crops": len(crops),
-        "levels": planned.mise_levels,
-        **{f"seconds of {key}": statistics.mean(s) for key, s in seconds.items()},
-        "identical labels": statistics.mean(same),
-        "least identical labels": min(same),
-    }
+        embedded = [network.encode(crop.to(device)) for crop in crops]
+        result["seconds of encode"] = statistics.mean(seconds_of(partial(network.encode, c), device) for c in crops)
+        for decoding in ("own", "blended"):
+            rows = {}
+            for key, levels in (("MISE", planned.mise_levels), ("dense", 0)):
+                network.config = planned.replace(mise_levels=levels, decoding=decoding)
+                rows[key] = [_decode(network, embeddings, device) for embeddings in embedded]
+            pairs = zip(*[[labels for labels, _ in row] for row in rows.values()], strict=True)
+            same = [(a == b).float().mean().item() for a, b in pairs]
+            costs = {
+                key: {name: statistics.mean(cost[name] for _, cost in row) for name in row[0][1]}
+                for key, row in rows.items()
+            }
+            result[decoding] = {**costs, "identical labels": statistics.mean(same), "least identical labels": min(same)}
+    return result
+
+
+def _decode(network: SwIPENet, embeddings: Embeddings, device: torch.device) -> tuple[torch.Tensor, dict[str, float]]:
+    """Labels of a crop, and what they cost."""
+    run = partial(network.decode_dense, embeddings)
+    seconds = seconds_of(run, device)
+    with FlopCounterMode(display=False) as counter:
+        logits = run()
+    labels = logits > 0 if network.config.regions else logits.argmax(1)
+    return labels, {"seconds": seconds, "GFLOP": counter.get_total_flops() / 1e9}
 
 
 def _preprocessed(predictor: nnUNetPredictor, files: Sequence[str]) -> np.ndarray:
@@ -365,71 +370,6 @@ def measure_all(
     for what in GROWTH if growth else ():
         print(f"... growth: {what}", flush=True)
         result.setdefault("growth", {})[what] = growth_table(task, what, models, images[0])
-
-
-def report(result: Mapping[str, Any]) -> str:
-    """The measurements as Markdown tables."""
-    stock, swipe = result[STOCK], result[SWIPE]
-    rows = [
-        ("parameters (M)", "training", "parameters", 1e6),
-        ("GFLOP per training iteration", "training", "GFLOP per iteration", 1),
-        ("seconds per training iteration", "training", "seconds per iteration", 1),
-        ("seconds per training step (without data)", "training", "seconds per step", 1),
-        ("peak training memory, added (GiB)", "training", "memory added", GIB),
-        ("peak training memory, whole process (GiB)", "training", "memory total", GIB),
-    ]
-    for key in ("prediction, mirroring", "prediction, no mirroring"):
-        rows += [
-            (f"seconds per case, {key}", key, "seconds per case", 1),
-            (f"GFLOP of the first case, {key}", key, "GFLOP of the first case", 1),
-            (f"peak memory, {key}, added (GiB)", key, "memory added", GIB),
-            (f"peak memory, {key}, whole process (GiB)", key, "memory total", GIB),
-        ]
-    lines = [f"| {result['task']['dataset']} | {STOCK} | {SWIPE} | ratio |", "|---|---|---|---|"]
-    for title, group, key, unit in rows:
-        a, b = stock[group][key] / unit, swipe[group][key] / unit
-        lines.append(f"| {title} | {a:.3g} | {b:.3g} | {b / a:.3f} |")
-    parts = list(dict.fromkeys([*stock["training"]["parts"], *swipe["training"]["parts"]]))
-    lines += ["", f"| seconds per iteration | {STOCK} | {SWIPE} |", "|---|---|---|"]
-    for part in parts:
-        cells = [f"{side['training']['parts'].get(part, 0):.3f}" for side in (stock, swipe)]
-        lines.append(f"| {part} | {cells[0]} | {cells[1]} |")
-    parts_of_step = {part: t for part, t in swipe["training"]["parts"].items() if part != "data"}
-    d = result["decoding"]
-    lines += [
-        "",
-        f"MISE ({d['levels']} levels) {d['seconds of MISE']:.3f} s, dense {d['seconds of dense']:.3f} s: "
-        f"{d['seconds of dense'] / d['seconds of MISE']:.2f} times as fast, {d['identical labels']:.3%} identical "
-        f"labels (least of {d['crops']} crops {d['least identical labels']:.3%}); "
-        f"encoder {d['seconds of encode']:.3f} s.",
-        f"Points: {parts_of_step['points'] / sum(parts_of_step.values()):.1%} of a step.",
-        *_floors(result),
-        f"Hardware: {result['hardware']}",
-    ]
-    for what, table in result.get("growth", {}).items():
-        lines += ["", f"| {what} | trainer | seconds | memory added (GiB) |", "|---|---|---|---|"]
-        for row in table:
-            mark = "~" if row["extrapolated"] else ""
-            memory = f"{mark}{row['memory added'] / GIB:.3g}"
-            lines.append(f"| {row['value']} | {row['trainer']} | {mark}{row['seconds']:.3g} | {memory} |")
-    return "\n".join(lines)
-
-
-def _floors(result: Mapping[str, Any]) -> list[str]:
-    """Seconds that the FLOPs would take at the rate of a plain convolution: nnU-Net in float32 on the CPU."""
-    rates = {k: v["convolution GFLOP/s"] for k, v in result["hardware"].items() if isinstance(v, dict)}
-    on_cpu = result["task"]["device"] == "cpu"
-    lines = []
-    for trainer, dtype in ((STOCK, "float32" if on_cpu else list(rates)[-1]), (SWIPE, list(rates)[-1])):
-        floors = [
-            result[trainer]["training"]["GFLOP per iteration"] / rates[dtype],
-            result[trainer]["prediction, mirroring"]["GFLOP of the first case"] / rates[dtype],
-        ]
-        lines.append(
-            f"Floor of {trainer} at {rates[dtype]} GFLOP/s ({dtype}): {floors[0]:.2f} s per training step, "
-            f"{floors[1]:.2f} s for the first case with mirroring."
-        )
-    return lines
 
 
 @contextlib.contextmanager

@@ -56,13 +56,17 @@ def prepare_raw(dataset: str, data: Path, raw: Path) -> None:
     (raw / name / "dataset.json").write_text(json.dumps(description))
 
 
-def link_validation_cases(raw: Path, preprocessed: Path, name: str, folder: Path) -> None:
-    """Copy the images of the fold's validation cases to `folder`."""
-    cases = json.loads((preprocessed / name / "splits_final.json").read_text())[FOLD]["val"]
-    folder.mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        for image in (raw / name / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
-            shutil.copy(image, folder)
+def validation_images(dataset: str, folder: Path) -> Path:
+    """The folder with copies of the fold's validation images, made in the work folder unless it is there."""
+    name = DATASETS[dataset][0]
+    copies = folder / "validation_images" / name
+    if not copies.is_dir():
+        cases = json.loads((folder / "nnUNet_preprocessed" / name / "splits_final.json").read_text())[FOLD]["val"]
+        copies.mkdir(parents=True)
+        for case in cases:
+            for image in (folder / "nnUNet_raw" / name / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
+                shutil.copy(image, copies)
+    return copies
 
 
 def seconds_of_training(model: Path) -> float:
@@ -97,12 +101,9 @@ def run(arguments: argparse.Namespace) -> Path:
     plans = arguments.plans
     environment = prepare(arguments.dataset, arguments.data, arguments.folder, plans)
     environment |= {"SWIPE_NUM_EPOCHS": str(arguments.epochs), "SWIPE_ITERATIONS_PER_EPOCH": str(arguments.iterations)}
-    raw, preprocessed, results = (
-        Path(environment[key]) for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-    )
+    preprocessed, results = (Path(environment[key]) for key in ("nnUNet_preprocessed", "nnUNet_results"))
     number = number_of(name)
     model = results / name / f"{arguments.trainer}__{plans}__{configuration}"
-    validation = arguments.folder / "validation_images" / name
     predictions = arguments.folder / "predictions" / model.name / name
 
     def step(title: str, command: str, *options: str) -> None:
@@ -113,8 +114,8 @@ def run(arguments: argparse.Namespace) -> Path:
     if not (model / f"fold_{FOLD}" / "validation" / "summary.json").is_file():
         step("train and validate", "nnUNetv2_train", number, configuration, str(FOLD), *choice)
     if not (predictions / "summary.json").is_file():
-        link_validation_cases(raw, preprocessed, name, validation)
-        where = ("-i", str(validation), "-o", str(predictions), "-d", number, "-c", configuration, "-f", str(FOLD))
+        images = validation_images(arguments.dataset, arguments.folder)
+        where = ("-i", str(images), "-o", str(predictions), "-d", number, "-c", configuration, "-f", str(FOLD))
         step("predict", "nnUNetv2_predict", *where, *choice)
         truth = (str(preprocessed / name / "gt_segmentations"), str(predictions))
         files = ("-djfile", str(predictions / "dataset.json"), "-pfile", str(predictions / "plans.json"))

@@ -30,6 +30,7 @@ def tiny_config():
             neck_features=8,
             rfb=True,
             cascade=True,
+            pool_to_patch_grid=True,
             multi_stage_attention=True,
             patch_decoder_features=(32, 32),
             image_decoder_features=(32,),

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from nnunet_helpers import ABDOMEN, PLANS, edit_json, narrow, nnunet_folders, plan, plans_file, write_phantom
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import accuracy_study
 import benchmark_accuracy
+import score_model
 from accuracy_study import Cell, Model, Study, read_study
 from benchmark_accuracy import measure_cell, report, run_study
+from benchmark_speed import predictor_of
 from demo import DemoError
 from scores import calibration, expected_calibration_error, score_case
 
+from nnunetv2_swipe.inference.grid import predict_logits_on_grid
+from nnunetv2_swipe.network.coordinates import source_channels
 from nnunetv2_swipe.trainers import SwIPETrainer
 
 STUDIES = sorted((Path(__file__).parents[1] / "scripts" / "studies").glob("*.toml"))
@@ -99,7 +104,8 @@ class TestStudyFiles:
     @pytest.mark.parametrize("file", STUDIES, ids=lambda f: f.stem)
     def test_those_of_the_project(self, file):
         study = read_study(file)
-        assert study.models[0].trainer == ("SwIPETrainer" if "ablations" in file.stem else "nnUNetTrainer")
+        of_swipe_alone = file.stem.startswith(("ablations", "batch_size"))
+        assert study.models[0].trainer == ("SwIPETrainer" if of_swipe_alone else "nnUNetTrainer")
         assert len(study.models) > 1
         assert len({cell.key for cell in study.cells()}) == len(list(study.cells()))
 
@@ -120,6 +126,9 @@ class TestStudyFiles:
             (study_text(seeds='["a"]'), '"seeds"'),
             (study_text(training_fractions="[2]"), "1 at most"),
             (study_text(training_fractions='["x"]'), "1 at most"),
+            (study_text(output_scales="[0]"), '"output_scales" is .0.; it must be a list of numbers above 0'),
+            (study_text(input_scales="2"), '"input_scales" is 2'),
+            (study_text('[[models]]\ntrainer = "SwIPETrainer"\nbatch_size = 0'), '"batch_size" of SwIPETrainer is 0'),
             (study_text(fold=7), "allowed: 0 to 4"),
             (study_text(epochs=3), "unknown key 'epochs'"),
             (study_text('[[models]]\nplans = "nnUNetPlans"'), "'trainer' is missing"),
@@ -144,7 +153,7 @@ class TestStudyFiles:
         cell = Cell("polyps", Model("SwIPETrainer"), 1, "seconds", 0, 0, 1.0)
         changes = {
             "dataset": "hippocampus",
-            "model": Model("SwIPETrainer", settings={"rfb": False}),
+            "model": Model("SwIPETrainer", settings={"rfb": False}, batch_size=3),
             "budget": 2,
             "unit": "iterations",
             "fold": 1,
@@ -168,11 +177,11 @@ def phantom(tmp_path_factory):
         patch.setitem(benchmark_accuracy.DATASETS, "phantom", (ABDOMEN, "3d_fullres"))
         patch.setitem(accuracy_study.PLANNERS, PLANS, "SwIPEPlanner")
 
-        def isolated(function, cell, device):
-            measured.append(cell)
+        def isolated(function, *arguments):
+            measured.append(arguments)
             with pytest.MonkeyPatch.context() as process:
                 process.setattr(SwIPETrainer, "config_changes", {})
-                return function(cell, device)
+                return function(*arguments)
 
         patch.setattr(benchmark_accuracy, "isolated", isolated)
         yield root / "accuracy", measured
@@ -187,11 +196,10 @@ MODELS = (
 
 @pytest.fixture(scope="module")
 def finished(phantom):
-    """A study of six cells that has been run; yields it, its file, its results and the cells measured."""
+    """A study of six cells that has been run; yields it, its folder, its results and the cells measured."""
     folder, measured = phantom
     study = Study("phantom", MODELS, iterations=2, training_fractions=(0.5, 1.0))
-    file = folder / "tiny.json"
-    return study, file, run_study(study, file, "cpu"), measured
+    return study, folder, run_study(study, folder, "cpu"), measured
 
 
 def test_every_cell_is_trained_with_its_budget_and_scored(finished):
@@ -207,10 +215,10 @@ def test_every_cell_is_trained_with_its_budget_and_scored(finished):
 
 
 def test_settings_reach_the_network_of_their_cell_alone(finished):
-    study, file, _, _ = finished
+    study, folder, _, _ = finished
     n_points = {}
     for cell in study.cells():
-        (checkpoint,) = (file.with_suffix("") / cell.key).rglob("checkpoint_final.pth")
+        (checkpoint,) = (folder / cell.key).rglob("checkpoint_final.pth")
         plans = json.loads((checkpoint.parents[1] / "plans.json").read_text())
         n_points[cell.model.title, cell.training_fraction] = (
             plans["configurations"]["3d_fullres"].get("swipe", {}).get("n_points")
@@ -221,15 +229,29 @@ def test_settings_reach_the_network_of_their_cell_alone(finished):
 
 
 def test_finished_cells_are_not_run_again(finished):
-    study, file, results, measured = finished
+    study, folder, results, measured = finished
     before = len(measured)
     reordered = dataclasses.replace(study, models=MODELS[::-1])
-    assert run_study(reordered, file, "cpu") == results
+    assert run_study(reordered, folder, "cpu") == results
     assert len(measured) == before
 
 
+def test_cells_of_another_plan_are_not_mixed_in(finished):
+    study, folder, _, _ = finished
+    file = plans_file(ABDOMEN)
+    original = file.read_text()
+
+    def change(plans):
+        plans["configurations"]["3d_fullres"]["swipe"]["n_points"] += 1
+
+    edit_json(file, change)
+    with pytest.raises(DemoError, match=r"another plan of phantom\. Delete"):
+        run_study(study, folder, "cpu")
+    file.write_text(original)
+
+
 def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(finished, monkeypatch):
-    study, file, _, measured = finished
+    study, folder, _, measured = finished
     longer = dataclasses.replace(study, iterations=1, training_fractions=(1.0,), models=MODELS[:2])
 
     def fail(trainer, cell):
@@ -240,11 +262,80 @@ def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(finished, monkey
     train = benchmark_accuracy.train
     monkeypatch.setattr(benchmark_accuracy, "train", fail)
     with pytest.raises(DemoError, match=r"SwIPETrainer.*diverged"):
-        run_study(longer, file, "cpu")
+        run_study(longer, folder, "cpu")
     monkeypatch.undo()
     before = len(measured)
-    assert len(run_study(longer, file, "cpu")) == 2
+    assert len(run_study(longer, folder, "cpu")) == 2
     assert len(measured) == before + 1
+
+
+def test_models_are_scored_on_other_grids_without_training_them_again(finished):
+    study, folder, results, measured = finished
+    before = len(measured)
+    scaled = dataclasses.replace(
+        study, models=MODELS[:2], training_fractions=(1.0,), output_scales=(0.5,), input_scales=(0.6,)
+    )
+    found = run_study(scaled, folder, "cpu")
+    assert len(measured) == before + 2
+    for cell in scaled.cells():
+        scores = found[cell.key].pop("scales")
+        assert found[cell.key] == {k: v for k, v in results[cell.key].items() if k != "scales"}
+        assert set(scores) == {"output 1x", "output 0.5x", "input 0.6x"}
+        assert all(set(s["cases"]) == set(found[cell.key]["cases"]) for s in scores.values())
+        found[cell.key]["scales"] = scores
+    head, _, *rows = report(scaled, found).splitlines()[-4:]
+    assert head.startswith(
+        "| Model | Cases | Dice, output 1x | Dice, output 0.5x | Dice, input 0.6x | NSD, output 1x |"
+    )
+    for row in rows:
+        native, *others = row.strip("| ").split(" | ")[2:5]
+        assert all(
+            float(o.split(",")[0]) - float(native) == pytest.approx(float(o.split()[1]), abs=2e-4) for o in others
+        )
+
+
+class TestLogitsOnGrids:
+    @pytest.fixture
+    def predicted(self, finished):
+        """Factory make(trainer) of a trained cell's predictor, and the image of a case, preprocessed."""
+        study, folder, _, _ = finished
+
+        def make(trainer):
+            (cell,) = [c for c in study.cells() if c.model in MODELS[:2] and c.model.trainer == trainer][-1:]
+            (checkpoint,) = (folder / cell.key).rglob("checkpoint_final.pth")
+            predictor = predictor_of(checkpoint.parents[1], torch.device("cpu"), mirroring=True)
+            configuration = predictor.configuration_manager
+            images, _ = score_model._files(predictor, next(iter(run_study(study, folder, "cpu")[cell.key]["cases"])))
+            data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
+                images, None, predictor.plans_manager, configuration, predictor.dataset_json
+            )
+            return predictor, data
+
+        return make
+
+    def test_swipe_decodes_the_grid(self, predicted):
+        predictor, data = predicted("SwIPETrainer")
+        shape = [n // 2 for n in data.shape[1:]]
+        found = score_model.grid_logits(predictor, data)(shape)
+        assert torch.equal(found, predict_logits_on_grid(predictor, torch.from_numpy(data), shape))
+
+    def test_logits_of_others_are_interpolated(self, predicted):
+        """At a third of the resolution, the centres are every third voxel."""
+        predictor, data = predicted("nnUNetTrainer")
+        data = data[:, :27, :36, :36]
+        found = score_model.grid_logits(predictor, data)([9, 12, 12])
+        native = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).float()
+        torch.testing.assert_close(found, native[:, 1::3, 1::3, 1::3])
+
+    @pytest.mark.parametrize("trainer", ["nnUNetTrainer", "SwIPETrainer"])
+    def test_resized_images_keep_the_source_frame(self, predicted, trainer):
+        predictor, data = predicted(trainer)
+        shape = [n // 2 for n in data.shape[1:]]
+        found = score_model._resized(predictor, data, shape, [1, 1, 1], [2, 2, 2])
+        assert found.shape == (len(data), *shape)
+        n_source = 4 if trainer == "SwIPETrainer" else 0
+        np.testing.assert_array_equal(found[:n_source], source_channels(shape)[:n_source])
+        assert np.corrcoef(found[-1].ravel(), data[-1, 1::2, 1::2, 1::2][tuple(map(slice, shape))].ravel())[0, 1] > 0.5
 
 
 def test_the_tables_name_models_scores_and_differences(finished):
@@ -267,6 +358,7 @@ def made_up(dice):
         "machine": "m",
         "ECE": 0.1,
         "cases": cases,
+        "scales": {},
     }
 
 
@@ -296,10 +388,10 @@ class TestTraining:
             def step(trainer, batch):
                 trainer.lr_scheduler.step(0.123)  # SwIPETrainer steps it by itself
                 seen.append(trainer.optimizer.param_groups[0]["lr"] / trainer.initial_lr)
-                batches.append(batch["data"].float().sum().item())
+                batches.append((len(batch["data"]), batch["data"].float().sum().item()))
 
             cell = Cell("phantom", model, budget, unit, fold=0, seed=seed, training_fraction=1.0)
-            trainer_class = SwIPETrainer if model is MODELS[1] else SwIPETrainer.__base__
+            trainer_class = SwIPETrainer if model.trainer == "SwIPETrainer" else SwIPETrainer.__base__
             monkeypatch.setattr(trainer_class, "train_step", step)
             monkeypatch.setattr(benchmark_accuracy, "score_cases", lambda *_: {})
             monkeypatch.setenv("nnUNet_results", str(phantom[0] / "rates"))
@@ -325,6 +417,12 @@ class TestTraining:
             assert result["iterations"] == len(seen) > 10
             assert max(seen) > 0.9
             assert seen[-1] < 0.2
+
+    def test_the_batch_size_reaches_the_loader(self, rates):
+        planned, changed = (
+            rates(model, 1)[2][0][0] for model in (MODELS[1], dataclasses.replace(MODELS[1], batch_size=5))
+        )
+        assert planned != changed == 5
 
     def test_seeds_draw_different_batches(self, rates):
         for model in MODELS[:2]:

@@ -20,6 +20,7 @@ ABLATIONS = (
     "noMEA",
     "noRFB",
     "noCascade",
+    "interpolatedStages",
     "noSourceCoordinates",
     "noGlobalConditioning",
     "noImageDecoder",

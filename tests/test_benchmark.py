@@ -14,6 +14,7 @@ from nnunetv2_swipe.trainers import swipe_trainer
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import benchmark_speed
 import measure
+import speed_report
 
 STOCK, SWIPE = benchmark_speed.STOCK, benchmark_speed.SWIPE
 CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ def test_parts_make_up_the_step(result):
 def test_prediction_with_mirroring_is_more_work(result):
     for trainer in (STOCK, SWIPE):
         once, mirrored = (result[trainer][f"prediction, {key}"] for key in ("no mirroring", "mirroring"))
-        assert mirrored["GFLOP of the first case"] > 6 * once["GFLOP of the first case"]
+        assert mirrored["GFLOP per case"] > 6 * once["GFLOP per case"]
         assert mirrored["seconds per case"] > once["seconds per case"]
 
 
@@ -71,11 +72,22 @@ def test_what_does_not_fit_is_extrapolated_and_marked(result):
 
 @on_linux
 def test_report_shows_every_measurement(result):
-    text = benchmark_speed.report(json.loads(json.dumps(result)))
+    text = speed_report.report(json.loads(json.dumps(result)))
     for line in ("parameters (M)", "seconds per training iteration", "seconds per case, prediction, mirroring"):
         assert f"| {line} | " in text
-    assert "identical labels" in text
+    for decoding in ("own", "blended"):
+        assert f"\n| {decoding} | " in text
     assert "| 32 | SwIPETrainer | ~" in text
+
+
+@on_linux
+def test_nothing_added_has_no_ratio(result):
+    """A step may fit into memory that is there already."""
+    training = {**result[STOCK]["training"], "memory added": 0}
+    text = speed_report.report({**result, STOCK: {**result[STOCK], "training": training}})
+    (row,) = [line for line in text.splitlines() if line.startswith("| peak training memory, added")]
+    assert row.startswith("| peak training memory, added (GiB) | 0 | ")
+    assert row.endswith("| - |")
 
 
 @on_linux

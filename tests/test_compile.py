@@ -47,6 +47,21 @@ def test_no_step_is_compiled_anew(step, precision, monkeypatch):
     assert counter.frame_count == 1
 
 
+def test_validation_between_epochs_compiles_nothing_anew(step):
+    network, draw = step
+    counter = CompileCounter()
+    compiled = torch.compile(network, backend=counter)
+    frames = []
+    for _ in range(3):
+        network.train()
+        compiled(*draw()).patch.sum().backward()
+        network.eval()
+        with torch.no_grad():
+            compiled(draw()[0])
+        frames.append(counter.frame_count)
+    assert frames == [2, 2, 2]  # training and the encoder of prediction
+
+
 def test_prediction_compiles_the_encoder_once(step):
     """What MISE decodes depends on the data: it runs as it is."""
     network, draw = step

@@ -38,6 +38,7 @@ GRIDS = [
     ((7, 10, 5), (2, 4, 4)),
     ((1, 12, 9), (4, 8, 1)),
     ((3, 2, 2), (4, 4, 4)),
+    ((13,), (4,)),
 ]
 """Crop and patch size; most do not divide, some patches are larger than the crop."""
 

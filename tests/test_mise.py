@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from nnunetv2_swipe.inference import voxel_decoder
+from nnunetv2_swipe.inference import lattice_decoder
 from nnunetv2_swipe.inference.mise import decode_coarse_to_fine, redecode_borders
 from nnunetv2_swipe.network.coordinates import voxel_centres
 
@@ -247,7 +247,7 @@ def test_the_real_network_refined_everywhere_equals_its_dense_output(
     with torch.no_grad():
         expected = tiny_network(dense).eval()(x)
         found = tiny_network(refined).eval()(x)
-        monkeypatch.setitem(voxel_decoder.ROWS_PER_CHUNK, "cpu", 64)
+        monkeypatch.setitem(lattice_decoder.ROWS_PER_CHUNK, "cpu", 64)
         chunked = tiny_network(refined).eval()(x)
     assert expected.flatten(2).std(-1).min() > 1e-3  # otherwise any interpolation would do
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -256,13 +256,13 @@ def test_the_real_network_refined_everywhere_equals_its_dense_output(
 
 @pytest.mark.parametrize("decoding", ["own", "blended"])
 def test_chunks_bound_the_rows_decoded_at_once(tiny_config, tiny_network, tiny_input, decoding, monkeypatch):
-    """A blended voxel takes eight rows. The lengths are few: a new one costs time and memory."""
+    """The lengths are few: a new one costs time and memory."""
     config = tiny_config(decoding=decoding, mise_levels=1)
     network, lengths = tiny_network(config).eval(), []
     first_layer = network.patch_decoder.from_first_layer
     monkeypatch.setattr(network.patch_decoder, "from_first_layer", lambda x: lengths.append(len(x)) or first_layer(x))
-    monkeypatch.setitem(voxel_decoder.ROWS_PER_CHUNK, "cpu", 128)
+    monkeypatch.setitem(lattice_decoder.ROWS_PER_CHUNK, "cpu", 128)
     with torch.no_grad():
         network(tiny_input(config, (9, 14, 11)))
     assert max(lengths) == 128
-    assert {n % (128 // voxel_decoder.LENGTHS) for n in lengths} == {0}
+    assert {n % (128 // lattice_decoder.LENGTHS) for n in lengths} == {0}

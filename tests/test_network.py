@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnunetv2_swipe import precision
+from nnunetv2_swipe.network import swipe_net
 from nnunetv2_swipe.network.backbones import InstanceNorm, build_backbone
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, patch_index, source_channels, voxel_centres
-from nnunetv2_swipe.network.decoders import Dropout
-from nnunetv2_swipe.network.neck import MultiStageAttention, resize_to_grid
-from nnunetv2_swipe.precision import AMP_VARIABLE
+from nnunetv2_swipe.network.decoders import Dropout, OccupancyDecoder
+from nnunetv2_swipe.network.neck import MultiStageAttention, Neck, resize_to_grid
 from nnunetv2_swipe.trainers import ablations
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.point_sampling import sample_points
@@ -122,13 +123,38 @@ class TestEvaluation:
         x[1, N_SOURCE_CHANNELS:] *= 100
         close(network(x)[:1], alone, atol=1e-3)
 
-    def test_bfloat16_is_close(self, evaluated, monkeypatch):
-        network, x, _ = evaluated((16, 16, 16))
+    @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
+    @pytest.mark.parametrize("decoding", ["own", "blended"])
+    def test_half_precision_is_close(self, evaluated, monkeypatch, decoding, dtype, error):
+        network, x, _ = evaluated((16, 16, 16), decoding=decoding)
         expected = network(x)
-        monkeypatch.setenv(AMP_VARIABLE, "bf16")
+        monkeypatch.setattr(precision, "amp_dtype", lambda _: dtype)  # float16 is not offered on a CPU
         found = network(x)
         assert found.dtype == torch.float32
-        assert 0 < (found - expected).norm() / expected.norm() < 0.1
+        assert 0 < (found - expected).norm() / expected.norm() < error
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_positions_are_not_rounded_to_half_precision(self, dtype):
+        """They enter as two parts: the difference of two coordinates is not lost."""
+        decoder = OccupancyDecoder(
+            point_features=2, patch_features=1, image_features=0, hidden_features=(1,), num_classes=2
+        )
+        decoder.point_layer.weight.data = torch.tensor([[1.0, -1.0]])
+        decoder.point_layer.bias.data = torch.zeros(1)
+        difference = 2.0 ** -torch.arange(4, 15)
+        points = torch.stack((1 + difference, torch.ones_like(difference)), -1)
+        with torch.autocast("cpu", dtype=dtype):
+            found = decoder._point_term(points, dtype)
+        torch.testing.assert_close(found[:, 0].float(), difference, rtol=0.01, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_statistics_of_normalisation_are_float32(self, dtype):
+        """A mean far above the deviation: sums in half precision would lose the deviation."""
+        x = (30 + torch.randn(2, 6, 24, 20, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
+        single = x.float()
+        axes = (2, 3, 4)
+        expected = (single - single.mean(axes, keepdim=True)) / single.std(axes, correction=0, keepdim=True)
+        close(InstanceNorm(6)(x).float(), expected, atol=0.02)
 
     def test_dropout_is_for_training(self, evaluated):
         network, _, embeddings = evaluated((8, 8), dropout=0.5)
@@ -168,14 +194,51 @@ class TestDropout:
 class TestDecoding:
     @pytest.mark.parametrize("size", [(13, 9), (7, 10, 5)])
     @pytest.mark.parametrize("decoding", ["own", "blended"])
-    def test_dense_logits_are_those_at_voxel_centres(self, evaluated, size, decoding):
-        network, x, embeddings = evaluated(size, decoding=decoding)
+    @pytest.mark.parametrize(
+        "changes",
+        [{}, {"fourier_frequencies": 0}, {"global_conditioning": False}, {"source_coordinates": False},
+         {"global_conditioning": False, "source_coordinates": False}],
+        ids=str,
+    )  # fmt: skip
+    def test_dense_logits_are_those_at_voxel_centres(self, evaluated, size, decoding, changes):
+        network, x, embeddings = evaluated(size, decoding=decoding, **changes)
         decode = network.decode_blended if decoding == "blended" else network.decode
         voxels = voxel_centres(size)
         dense = network(x)
         for b in range(2):
             found = decode(embeddings, voxels, torch.full((len(voxels),), b))
             close(found, dense[b].flatten(1).T)
+
+    @pytest.mark.parametrize("mise_levels", [0, 2])
+    @pytest.mark.parametrize("decoding", ["own", "blended"])
+    @pytest.mark.parametrize("n_axes", [2, 3])
+    def test_a_lattice_of_any_positions(self, evaluated, n_axes, decoding, mise_levels):
+        """Finer, coarser, backwards, between voxel centres; with MISE, refined everywhere."""
+        size = (13, 9, 6)[:n_axes]
+        network, _, embeddings = evaluated(size, decoding=decoding, mise_levels=mise_levels, mise_margin=1e9)
+        lattice = [torch.arange(0, 12, 0.4), torch.arange(8.0, -1, -3), torch.tensor([0.3, 2.8])][:n_axes]
+        positions = torch.cartesian_prod(*lattice)
+        found = network.decode_dense(embeddings, lattice)
+        assert found.shape == (2, 3, *map(len, lattice))
+        decode = network.decode_blended if decoding == "blended" else network.decode
+        for b in range(2):
+            expected = decode(embeddings, positions, torch.full((len(positions),), b))
+            close(found[b].flatten(1).T, expected)
+
+    @pytest.mark.parametrize(
+        ("planned", "step", "levels"),
+        [(2, 1, 2), (2, 0.5, 3), (2, 0.4, 3), (2, 2, 1), (2, 3, 0), (2, 8, 0), (0, 0.5, 0)],
+    )
+    def test_mise_begins_no_coarser_on_another_lattice(self, evaluated, monkeypatch, planned, step, levels):
+        """In voxels: two levels begin with every fourth."""
+        network, _, embeddings = evaluated((16, 16), mise_levels=planned)
+        chosen = []
+        dense = swipe_net.decode_coarse_to_fine
+        monkeypatch.setattr(
+            swipe_net, "decode_coarse_to_fine", lambda *a, **k: chosen.append(k["levels"]) or dense(*a, **k)
+        )
+        network.decode_dense(embeddings, [torch.arange(0, 16, step), torch.arange(15, -1, -step)])
+        assert chosen == [levels]
 
     def test_few_points_give_what_many_do(self, evaluated):
         """The decoder's term of z^P is computed per point or per patch, whichever are fewer."""
@@ -394,6 +457,17 @@ class TestNeck:
         found = resize_to_grid(x, (2, 4), (4, 2))
         assert found.shape == (1, 1, 3, 6)
         np.testing.assert_allclose(found[0, 0], np.array([[0.5], [2.5], [4.5]]).repeat(6, 1), atol=1e-6)
+
+    @pytest.mark.parametrize("direct", [True, False])
+    def test_over_the_coarsest_stage_finer_detail_is_lost(self, tiny_config, direct):
+        """A fine stage of stripes, two patches wide a period: what lies within one voxel of the coarsest stage."""
+        neck = Neck(tiny_config(2, patch_size=(2, 2), neck_features=16, cascade=False, pool_to_patch_grid=direct))
+        neck.receptive_fields = nn.ModuleList([nn.Identity(), nn.Identity()])
+        stripes = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 16, 8, 8)
+        fine, coarse = neck([stripes, torch.ones(1, 16, 4, 4)])[0]
+        expected = stripes if direct else torch.zeros_like(stripes)
+        close(fine, expected.movedim(1, -1))
+        close(coarse, torch.ones(1, 8, 8, 16))
 
     def test_attention_weighs_the_stages(self):
         torch.manual_seed(0)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import maximum_filter, minimum_filter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunetv2_swipe.network.coordinates import grid_shape
+from nnunetv2_swipe.training import point_sampling
 from nnunetv2_swipe.training.losses import SwIPELoss, occupancy_loss
 from nnunetv2_swipe.training.point_sampling import sample_points, uniform_weights
 
@@ -295,6 +297,21 @@ class TestNeighbours:
     def test_a_lone_patch_is_its_own(self, tiny_config, size):
         sample = sample_points(torch.zeros(1, 1, *size), tiny_config(len(size), n_spo=2), num_classes=2)
         assert sample.neighbours.eq(0).all()
+
+
+def test_nothing_waits_for_the_device(tiny_config):
+    """Tensors without data: reading one, or a shape that depends on data, would fail."""
+    point_sampling._morton_order.cache_clear()
+    point_sampling.neighbour_offsets.cache_clear()
+    with FakeTensorMode():
+        for config, target in (
+            (tiny_config(), torch.empty(2, 1, 9, 12, 7, dtype=torch.int16)),
+            (tiny_config(regions=True), torch.empty(2, 4, 9, 12, 7, dtype=torch.bool)),
+        ):
+            sample = sample_points(target, config, num_classes=3, ignore_label=3)
+            assert sample.points.shape == (2, config.n_points, 3)
+    point_sampling._morton_order.cache_clear()  # of tensors without data
+    point_sampling.neighbour_offsets.cache_clear()
 
 
 def test_the_seed_decides(tiny_config):

@@ -32,6 +32,7 @@ CHANGES = {
     "SwIPETrainer_noMEA": ("multi_stage_attention", False),
     "SwIPETrainer_noRFB": ("rfb", False),
     "SwIPETrainer_noCascade": ("cascade", False),
+    "SwIPETrainer_interpolatedStages": ("pool_to_patch_grid", False),
     "SwIPETrainer_noSourceCoordinates": ("source_coordinates", False),
     "SwIPETrainer_noGlobalConditioning": ("global_conditioning", False),
     "SwIPETrainer_noImageDecoder": ("image_decoder_features", []),

@@ -18,6 +18,7 @@ def decode_coarse_to_fine(
 ) -> Tensor:
     """Logits at every voxel of a batch of crops, most of them interpolated.
 
+    Voxels are the positions of any regular lattice, not only those of the image.
     A lattice of every 2^levels-th voxel is decoded first, and the centres of its cells: a plate across an axis is seen
     if it is half a cell thick. Level by level the lattice is halved; new points are decoded where a cell of the coarser
     lattice is active and interpolated elsewhere. A cell is active where the labels of its corners (or centre) differ or

@@ -35,6 +35,8 @@ class InstanceNorm(nn.Module):
             shape = (1, -1, *[1] * (x.ndim - 2))
             return x * self.weight.view(shape).to(x.dtype) + self.bias.view(shape).to(x.dtype)
         if x.device.type != "cpu":
+            if len(x) == 1:
+                x = x.contiguous()  # gradients of one channels-last sample are wrong on the CPU at least (PyTorch 2.13)
             return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         samples = [F.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps) for s in x.split(1)]
         return torch.cat(samples)

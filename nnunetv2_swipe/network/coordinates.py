@@ -10,6 +10,7 @@ nnU-Net does to a crop (rotation, scaling, mirroring, tiling) is affine, so the 
 from those channels; the ones tell which voxels were padded or interpolated across the image border, and are left out.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,7 +95,7 @@ def nearest_patches(v: Tensor, stride: Sequence[int], grid: Sequence[int]) -> tu
     lower = torch.floor(position)
     upper = (lower + 1).minimum(last)
     fraction = position - lower
-    corners = torch.cartesian_prod(*[torch.arange(2, device=v.device)] * len(grid)).bool()  # (2^D, D)
+    corners = torch.tensor(list(itertools.product((False, True), repeat=len(grid))), device=v.device)  # (2^D, D)
     index = torch.where(corners[:, None], upper, lower).long()
     weight = torch.where(corners[:, None], fraction, 1 - fraction).prod(-1)
     return index, weight

@@ -97,6 +97,7 @@ class Neck(nn.Module):
         self.strides = config.total_strides()
         self.stage_strides = config.strides
         self.cascade = config.cascade
+        self.direct = config.pool_to_patch_grid
         self.receptive_fields = nn.ModuleList(
             RFBLite(dims=dims, in_channels=c, features=h, norm=config.norm_op)
             if config.rfb
@@ -123,8 +124,11 @@ class Neck(nn.Module):
             finer, x = x, self.receptive_fields[i](feature)
             if self.cascade and i > 0:
                 x = x + pool(finer, self.stage_strides[i])
+            stage, stride = x, self.strides[i]
+            if not self.direct:
+                stage, stride = resize_to_grid(x, stride, self.strides[-1]), self.strides[-1]
             # (B, h, *grid) -> (B, *grid, h)
-            stages.append(resize_to_grid(x, self.strides[i], self.patch_size).movedim(1, -1))
+            stages.append(resize_to_grid(stage, stride, self.patch_size).movedim(1, -1))
         return stages, self.project[-1](x.mean(tuple(range(2, x.ndim))))
 
     def embed(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -1,6 +1,7 @@
 """SwIPE: an encoder that embeds patches, and decoders that give the class of any continuous position (MICCAI 2023)."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, rows_per_chunk
 from nnunetv2_swipe.inference.mise import decode_coarse_to_fine, redecode_borders
-from nnunetv2_swipe.inference.voxel_decoder import VoxelDecoder, rows_per_chunk
 from nnunetv2_swipe.network.backbones import build_backbone
 from nnunetv2_swipe.network.coordinates import (
     N_SOURCE_AXES,
@@ -193,25 +194,34 @@ class SwIPENet(nn.Module):
         return (logits.unflatten(0, (n, -1)) * weights[..., None]).sum(0)
 
     @torch.compiler.disable  # data-dependent shapes
-    def decode_dense(self, embeddings: Embeddings) -> Tensor:
-        """Logits at every voxel of the crops, (B, K, *size) float32, decoded as the plan says: MISE, own or blended.
+    def decode_dense(self, embeddings: Embeddings, positions: Sequence[Tensor] | None = None) -> Tensor:
+        """Logits on a lattice in the crops, decoded as the plan says: MISE, own or blended.
 
-        Unless every voxel is decoded, blending is left to the voxels next to a border between own-patch labels.
+        Unless every position is decoded, blending is left to those next to a border between own-patch labels.
+
+        Args:
+            embeddings: Output of `encode`.
+            positions: Positions of the lattice along each axis, evenly spaced, in voxels of the crop; default: the
+                voxel centres.
+
+        Returns:
+            (B, K, *lattice) float32.
         """
         config = self.config
-        decoder = VoxelDecoder(self, embeddings)
+        decoder = LatticeDecoder(self, embeddings, positions)
+        levels = config.mise_levels if positions is None else _levels_of_lattice(config.mise_levels, positions)
         blended = config.decoding == "blended"
-        every_voxel = blended and config.mise_levels == 0
+        everywhere = blended and levels == 0
         logits = decode_coarse_to_fine(
-            decoder.blended if every_voxel else decoder.own,
+            decoder.blended if everywhere else decoder.own,
             decoder.batch,
             decoder.size,
-            levels=config.mise_levels,
+            levels=levels,
             margin=config.mise_margin,
             regions=config.regions,
             device=decoder.device,
         )
-        if blended and not every_voxel:
+        if blended and not everywhere:
             redecode_borders(decoder.blended, logits, margin=config.mise_margin, regions=config.regions)
         return logits
 
@@ -314,3 +324,11 @@ class SwIPENet(nn.Module):
         with network_precision(points.device):
             term = self.image_decoder.image_layer(z_image)[:, None]
             return self.image_decoder(p_image, term).float()
+
+
+def _levels_of_lattice(levels: int, positions: Sequence[Tensor]) -> int:
+    """MISE levels whose coarsest step is no longer, in voxels, than that of `levels` on the lattice of voxels."""
+    if levels == 0:
+        return 0
+    step = max((abs(float(p[1] - p[0])) for p in positions if len(p) > 1), default=1.0)
+    return max(0, levels - math.ceil(math.log2(step) - 1e-6))

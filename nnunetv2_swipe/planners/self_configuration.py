@@ -67,6 +67,7 @@ def derive_config(
         neck_features=NECK_FEATURES[dims],
         rfb=True,
         cascade=True,
+        pool_to_patch_grid=True,
         multi_stage_attention=True,
         patch_decoder_features=PATCH_DECODER_FEATURES[dims],
         image_decoder_features=(256, 128) if dims == 2 else (256, 256, 128),

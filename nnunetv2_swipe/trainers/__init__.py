@@ -1,6 +1,7 @@
 """Trainers: what a user names after -tr."""
 
 from nnunetv2_swipe.trainers.ablations import (
+    SwIPETrainer_interpolatedStages,
     SwIPETrainer_noCascade,
     SwIPETrainer_noGlobalConditioning,
     SwIPETrainer_noImageDecoder,
@@ -14,6 +15,7 @@ from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
 
 __all__ = [
     "SwIPETrainer",
+    "SwIPETrainer_interpolatedStages",
     "SwIPETrainer_noCascade",
     "SwIPETrainer_noGlobalConditioning",
     "SwIPETrainer_noImageDecoder",

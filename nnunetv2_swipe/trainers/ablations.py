@@ -1,4 +1,7 @@
-"""SwIPETrainer with one component switched off each: the rows of the paper's Table 3 (left), and unweighted points."""
+"""SwIPETrainer with one component switched off each.
+
+The rows of the paper's Table 3 (left), and the paper's form of what is done otherwise here: stages and points.
+"""
 
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
 
@@ -25,6 +28,12 @@ class SwIPETrainer_noCascade(SwIPETrainer):
     """Without the cascade: finer stages are not added to coarser ones."""
 
     config_changes = {"cascade": False}
+
+
+class SwIPETrainer_interpolatedStages(SwIPETrainer):
+    """The paper's way of stages to the patch grid: pooled to the coarsest stage's grid, interpolated from there."""
+
+    config_changes = {"pool_to_patch_grid": False}
 
 
 class SwIPETrainer_noSourceCoordinates(SwIPETrainer):

@@ -1,0 +1,138 @@
+"""Scores of a trained model on cases: on their own grid, and on finer and coarser ones."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accuracy_study import Scale
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_raw
+from scores import calibration, expected_calibration_error, score_case
+
+from nnunetv2_swipe.inference.grid import plain_network, predict_logits_on_grid
+from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
+from nnunetv2_swipe.network.swipe_net import SwIPENet
+from nnunetv2_swipe.planners.label_statistics import foreground_structures
+
+TOLERANCE = {2: 2.0, 3: 1.0}
+"""Of the NSD: 2 pixels of the image in 2D, 1 mm in 3D."""
+
+
+class _Scores:
+    """Collects the scores of cases and their expected calibration error; voxels of the ignore label count nowhere."""
+
+    def __init__(self, predictor: nnUNetPredictor) -> None:
+        self.labels = labels = predictor.label_manager
+        self.dims = len(predictor.configuration_manager.patch_size)
+        self.structures = foreground_structures(labels)
+        self.cases: dict[str, dict[str, dict[str, float]]] = {}
+        self.bins: list[np.ndarray] = []
+
+    def add(
+        self, case: str, prediction: np.ndarray, probabilities: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
+    ) -> None:
+        """Score label maps (z, y, x) and probabilities (K, z, y, x); one slice is an image in 2D."""
+        labels = self.labels
+        counted = truth != labels.ignore_label if labels.has_ignore_label else np.ones_like(truth, dtype=bool)
+        regions = list(self.structures.values()) if labels.has_regions else []
+        self.bins.append(calibration(probabilities[:, counted], truth[counted], regions=regions))
+        dims = self.dims if truth.shape[0] == 1 else 3  # a 2D configuration predicts slices of volumes, too
+        maps = [np.where(counted, m, 0)[0 if dims == 2 else slice(None)] for m in (prediction, truth)]
+        self.cases[case] = score_case(
+            *maps, structures=self.structures, spacing=spacing[-dims:], tolerance=TOLERANCE[dims]
+        )
+
+    def result(self) -> dict[str, Any]:
+        return {"ECE": expected_calibration_error(np.sum(self.bins, 0)), "cases": self.cases}
+
+
+def score_cases(predictor: nnUNetPredictor, cases: Sequence[str]) -> dict[str, Any]:
+    """Predict training cases from their files, as `nnUNetv2_predict` does, and score them; the ECE is over all."""
+    plans = predictor.plans_manager
+    reader = plans.image_reader_writer_class()
+    scores = _Scores(predictor)
+    for case in cases:
+        images, label = _files(predictor, case)
+        ((prediction, probabilities),) = predictor.predict_from_files_sequential([images], None, True)
+        truth, properties = reader.read_seg(label)
+        scores.add(case, prediction, probabilities, truth[0], properties["spacing"])
+    return scores.result()
+
+
+def score_at_scales(predictor: nnUNetPredictor, cases: Sequence[str], scales: Sequence[Scale]) -> dict[str, Any]:
+    """Score on grids that are finer or coarser than the training resolution, the truth brought to them.
+
+    SwIPE decodes the grid itself; of other networks the logits are interpolated.
+
+    Returns:
+        Scale, as text -> as `score_cases`.
+    """
+    plans, configuration, labels = predictor.plans_manager, predictor.configuration_manager, predictor.label_manager
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    scores = {scale: _Scores(predictor) for scale in scales}
+    for case in cases:
+        images, label = _files(predictor, case)
+        data, seg, properties = preprocessor.run_case(images, label, plans, configuration, predictor.dataset_json)
+        truth = np.maximum(seg, 0)  # nnU-Net marks what is outside the image's content by -1
+        # of a 2D configuration, slices stay as they are
+        spacing = [properties["spacing"][i] for i in plans.transpose_forward]
+        spacing[-len(configuration.spacing) :] = configuration.spacing
+        scaled = [False] * (3 - len(configuration.spacing)) + [True] * len(configuration.spacing)
+        on_grid = grid_logits(predictor, data)
+        for scale in scales:
+            shape = [max(1, round(n * scale.factor)) if s else n for n, s in zip(data.shape[1:], scaled, strict=True)]
+            spacing_of_grid = [s * n / m for s, n, m in zip(spacing, data.shape[1:], shape, strict=True)]
+            if scale.resized == "output":
+                logits = on_grid(shape)
+            else:
+                resized = _resized(predictor, data, shape, spacing, spacing_of_grid)
+                logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(resized)).float()
+            scores[scale].add(
+                case,
+                np.asarray(labels.convert_logits_to_segmentation(logits)),
+                np.asarray(labels.apply_inference_nonlin(logits)),
+                configuration.resampling_fn_seg(truth, shape, spacing, spacing_of_grid)[0],
+                spacing_of_grid,
+            )
+    return {str(scale): s.result() for scale, s in scores.items()}
+
+
+def grid_logits(predictor: nnUNetPredictor, data: np.ndarray) -> Callable[[Sequence[int]], torch.Tensor]:
+    """A function from the shape of a grid to logits (K, *shape) of a preprocessed image (channels, z, y, x) there."""
+    image = torch.from_numpy(data)
+    if isinstance(plain_network(predictor), SwIPENet):
+        return partial(predict_logits_on_grid, predictor, image)
+    native = predictor.predict_logits_from_preprocessed_data(image).float()
+
+    def interpolate(shape: Sequence[int]) -> torch.Tensor:
+        return F.interpolate(native[None], tuple(shape), mode="trilinear", align_corners=False)[0]
+
+    return interpolate
+
+
+def _files(predictor: nnUNetPredictor, case: str) -> tuple[list[str], str]:
+    """Image files of a training case, and its label file."""
+    folder = Path(nnUNet_raw) / predictor.plans_manager.dataset_name
+    ending = predictor.dataset_json["file_ending"]
+    images = sorted((folder / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
+    return [str(f) for f in images], str(folder / "labelsTr" / f"{case}{ending}")
+
+
+def _resized(
+    predictor: nnUNetPredictor,
+    data: np.ndarray,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    spacing_of_grid: Sequence[float],
+) -> np.ndarray:
+    """The image resampled to a grid as nnU-Net resamples, with the source channels of that grid if it had any."""
+    resample = predictor.configuration_manager.resampling_fn_data
+    network = plain_network(predictor)
+    if not isinstance(network, SwIPENet) or not network.config.source_coordinates:
+        return resample(data, shape, spacing, spacing_of_grid)
+    image = resample(data[N_SOURCE_CHANNELS:], shape, spacing, spacing_of_grid)
+    return np.concatenate((source_channels(shape), image))
