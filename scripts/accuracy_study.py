@@ -3,10 +3,10 @@
 import hashlib
 import itertools
 import json
-import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,14 +211,14 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+def _is_positive(value: object, most: float = sys.float_info.max) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most
 
 
-_LISTS = {
+_LISTS: dict[str, tuple[str, bool, Callable[[Any], bool]]] = {
     "seeds": ("whole numbers", False, _is_whole),
-    "training_fractions": ("numbers above 0, 1 at most", False, lambda v: _is_number(v) and v <= 1),
-    "output_scales": ("numbers above 0", True, _is_number),
-    "input_scales": ("numbers above 0", True, _is_number),
+    "training_fractions": ("numbers above 0, 1 at most", False, partial(_is_positive, most=1)),
+    "output_scales": ("numbers above 0", True, _is_positive),
+    "input_scales": ("numbers above 0", True, _is_positive),
 }
 """What each list holds, whether it may be empty, and the check of its values."""

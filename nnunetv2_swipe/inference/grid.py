@@ -71,10 +71,11 @@ def predict_logits_on_grid(predictor: nnUNetPredictor, image: Tensor, shape: Seq
                 continue  # a coarse grid has no point there
             lattice = [part.positions for part in parts[-network.config.dims :]]
             found = _predict_tile(network, padded[tile][None].to(predictor.device), lattice, _mirrored(predictor))
-            where = tuple(part.where for part in parts)
+            box = tuple(part.where for part in parts)
             weight = torch.einsum("i,j,k->ijk", *[part.weight for part in parts])
-            logits[(slice(None), *where)] += found.cpu().reshape(-1, *weight.shape) * weight
-            weights[where] += weight
+            weights[box] += weight
+            box = (slice(None), *box)
+            logits[box] += found.cpu().reshape(-1, *weight.shape) * weight
     logits /= weights
     return logits
 
