@@ -47,7 +47,8 @@ class SwIPEConfig:
         n_points: Points drawn per training crop (N).
         background_share: Points of the background relative to those of one foreground class.
         boundary_radius: Half of each class's points lie within so many voxels of its boundary, per axis.
-        weighted_points: Weigh points so that the losses estimate the dense ones; False: the paper's form.
+        point_weight_exponent: Power of the points' weights: with 1 the losses estimate the dense ones, with 0 all
+            points count alike (the paper's form).
         n_spo: Neighbouring patches each point is decoded from as well (N_SPO); 0: none.
         spo_connectivity: Which patches are neighbours: 4 or 8 in 2D; 6, 18 or 26 in 3D.
         patch_loss_weight: alpha, the balance of the patch decoder against the image decoder.
@@ -84,7 +85,7 @@ class SwIPEConfig:
     n_points: int
     background_share: float
     boundary_radius: tuple[int, ...]
-    weighted_points: bool
+    point_weight_exponent: float
     n_spo: int
     spo_connectivity: int
     patch_loss_weight: float
@@ -204,6 +205,7 @@ def _rules(c: SwIPEConfig) -> list[tuple[str, str, bool]]:
         ("boundary_radius", f"{dims} numbers, 0 or more", per_axis(c.boundary_radius, lambda v: v >= 0)),
         ("spo_connectivity", f"one of {connectivities}", c.spo_connectivity in connectivities),
         ("dropout", "0 to less than 1", 0 <= c.dropout < 1),
+        ("point_weight_exponent", "0 to 1", 0 <= c.point_weight_exponent <= 1),
         ("patch_loss_weight", "more than 0, at most 1", 0 < c.patch_loss_weight <= 1),
     ]  # fmt: skip
     rules += [(key, "more than 0", getattr(c, key) > 0) for key in positive]

@@ -41,7 +41,7 @@ def tiny_config():
             n_points=64,
             background_share=2.0,
             boundary_radius=(1,) * dims,
-            weighted_points=True,
+            point_weight_exponent=1.0,
             n_spo=1,
             spo_connectivity=8 if dims == 2 else 6,
             patch_loss_weight=0.5,

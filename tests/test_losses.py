@@ -117,14 +117,14 @@ class TestPointLoss:
 
     @pytest.mark.parametrize("with_image", [True, False])
     @pytest.mark.parametrize("n_spo", [0, 1, 3])
-    @pytest.mark.parametrize("weighted", [True, False])
-    def test_is_the_weighted_sum_of_its_parts(self, make_loss, sample, regions, with_image, n_spo, weighted):
+    @pytest.mark.parametrize("exponent", [1.0, 0.5, 0.0])
+    def test_is_the_weighted_sum_of_its_parts(self, make_loss, sample, regions, with_image, n_spo, exponent):
         patch, image = random_points(regions, seed=1)[0], random_points(regions, seed=2)[0]
         neighbours = torch.randn(B, N * n_spo, K, generator=torch.Generator().manual_seed(3))
         outputs = PointLogits(patch, image if with_image else None, neighbours if n_spo else None, torch.tensor(5.0))
-        found = make_loss(n_spo=n_spo, weighted_points=weighted).points(outputs, sample)
+        found = make_loss(n_spo=n_spo, point_weight_exponent=exponent).points(outputs, sample)
 
-        weight = sample.weight if weighted else torch.ones(B, N)
+        weight = sample.weight**exponent
         expected = occupancy_numpy(patch, sample.target, weight, regions)
         if with_image:
             of_image = occupancy_numpy(image, sample.target, weight, regions)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nnunetv2_swipe.network.coordinates import grid_shape
 from nnunetv2_swipe.training import point_sampling
 from nnunetv2_swipe.training.losses import SwIPELoss, occupancy_loss
-from nnunetv2_swipe.training.point_sampling import sample_points, uniform_weights
+from nnunetv2_swipe.training.point_sampling import sample_points, tempered_weights
 
 SIZE = (12, 14, 10)
 IGNORE = 3
@@ -131,7 +131,7 @@ class TestIgnoreLabel:
         config = tiny_config(n_points=200)
         sample = sample_points(label, config, num_classes=3, ignore_label=IGNORE)
         assert sample.weight[1].eq(0).all()
-        assert uniform_weights(sample)[1].eq(0).all()
+        assert tempered_weights(sample, 0.0)[1].eq(0).all()
         assert sample.weight[0].sum().item() == pytest.approx(np.prod(SIZE), rel=1e-5)
         assert sample.target.min() >= 0
         assert sample.target.max() < 3
@@ -211,7 +211,7 @@ class TestWeights:
         sample = sample_points(label, config, num_classes=3)
         drawn = at_points(logits, sample)
         weighted = occupancy_loss(drawn, sample.target, sample.weight, regions=False)
-        unweighted = occupancy_loss(drawn, sample.target, uniform_weights(sample), regions=False)
+        unweighted = occupancy_loss(drawn, sample.target, tempered_weights(sample, 0.0), regions=False)
         assert abs(weighted - dense) < 0.01
         assert abs(unweighted - dense) > 0.1
 

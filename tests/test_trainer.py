@@ -36,7 +36,7 @@ CHANGES = {
     "SwIPETrainer_noSourceCoordinates": ("source_coordinates", False),
     "SwIPETrainer_noGlobalConditioning": ("global_conditioning", False),
     "SwIPETrainer_noImageDecoder": ("image_decoder_features", []),
-    "SwIPETrainer_unweightedPoints": ("weighted_points", False),
+    "SwIPETrainer_unweightedPoints": ("point_weight_exponent", 0.0),
 }
 
 

@@ -78,7 +78,7 @@ def derive_config(
         n_points=choose_n_points(crop, num_classes),
         background_share=2.0,
         boundary_radius=choose_boundary_radius(voxels_thick, crop),
-        weighted_points=True,
+        point_weight_exponent=1.0,
         n_spo=1,
         spo_connectivity=8 if dims == 2 else 6,
         patch_loss_weight=0.5,

@@ -57,4 +57,4 @@ class SwIPETrainer_noImageDecoder(SwIPETrainer):
 class SwIPETrainer_unweightedPoints(SwIPETrainer):
     """The paper's losses: every point counts alike, however many voxels it stands for."""
 
-    config_changes = {"weighted_points": False}
+    config_changes = {"point_weight_exponent": 0.0}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nnunetv2_swipe.config import SwIPEConfig
 from nnunetv2_swipe.network.swipe_net import PointLogits
-from nnunetv2_swipe.training.point_sampling import PointSample, uniform_weights
+from nnunetv2_swipe.training.point_sampling import PointSample, tempered_weights
 
 _SMOOTH = 1.0
 
@@ -59,7 +59,7 @@ class SwIPELoss(nn.Module):
     def points(self, outputs: PointLogits, sample: PointSample) -> Tensor:
         """L = alpha L_occ(patch) + (1 - alpha) L_occ(image) + beta L_occ(SPO) + lambda (|z^P|^2 + |z^I|^2)."""
         config = self.config
-        weight = sample.weight if config.weighted_points else uniform_weights(sample)
+        weight = tempered_weights(sample, config.point_weight_exponent)
         patch = occupancy_loss(outputs.patch, sample.target, weight, regions=config.regions)
         if outputs.image is None:
             loss = patch

@@ -70,9 +70,12 @@ def sample_points(
     )
 
 
-def uniform_weights(sample: PointSample) -> Tensor:
-    """The paper's unweighted form: every point counts alike; points of crops without annotation count nothing."""
-    return (sample.weight > 0).to(sample.weight.dtype)
+def tempered_weights(sample: PointSample, exponent: float) -> Tensor:
+    """Weights between the unbiased ones (1) and the paper's, alike for all points (0): the former's power, (B, N).
+
+    Points of crops without annotation count nothing.
+    """
+    return torch.where(sample.weight > 0, sample.weight.pow(exponent), 0.0)
 
 
 def _classes_and_boundary(
