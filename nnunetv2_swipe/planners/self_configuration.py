@@ -1,7 +1,7 @@
 """From nnU-Net's plan and the labels to SwIPE's settings: pure functions, one per rule.
 
 Anchor points are the paper's two settings (2D, crop 384^2, one class: S = 32, d = 128; 3D, crop 96^3, 13 classes:
-S = 8, d = 512) and the hippocampus set (3D, structures five voxels thick: S = 2).
+S = 8, d = 512) and the hippocampus set (3D, structures 4.5 voxels thick: S = 2).
 """
 
 import math
