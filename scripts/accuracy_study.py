@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from real_data import DATASETS, PLANNERS
 
 from nnunetv2_swipe.config import SwIPEConfig
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
+from real_data import DATASETS, PLANNERS
 
 if sys.version_info >= (3, 11):
     import tomllib

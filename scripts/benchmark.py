@@ -5,8 +5,8 @@
 
 `speed`: parameters, FLOPs, time and memory of training and prediction. `real_data.py` first trains the SwIPE model to
 predict with, unless FOLDER holds one or --model names one. `accuracy`: the trainings that a study file lists, scored;
-what FOLDER holds of them is not run again. Both print Markdown tables and write them, and all numbers as JSON, to FOLDER
-(`accuracy`: to FOLDER/accuracy). DATA is as for `real_data.py`.
+what FOLDER holds of them is not run again. Both print Markdown tables and write them, and all numbers as JSON, to
+FOLDER (`accuracy`: to FOLDER/accuracy). DATA is as for `real_data.py`.
 """
 
 import argparse

@@ -14,22 +14,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accuracy_study import NATIVE, Cell, Scale, Study
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from benchmark_speed import predictor_of, quiet, save_model
-from demo import DemoError
-from measure import device_name, isolated
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from real_data import DATASETS
 from scipy.stats import bootstrap
+from tqdm import tqdm
+
+from accuracy_study import NATIVE, Cell, Scale, Study
+from benchmark_speed import predictor_of, quiet, save_model
+from demo import DemoError
+from measure import device_name, isolated
+from real_data import DATASETS
 from score_model import score_at_scales, score_cases
 from scores import METRICS
-from tqdm import tqdm
 
 NOMINAL_ITERATIONS = 1000
 """Length of the learning-rate schedule of a budget in seconds: only fractions of it count."""

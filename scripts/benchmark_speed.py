@@ -22,13 +22,12 @@ import torch
 import torch.nn.functional as F
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
-from measure import PeakMemory, Stopwatch, hardware, isolated, seconds_of, synchronize
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from real_data import FOLD
 from torch.utils.flop_counter import FlopCounterMode
 
+from measure import PeakMemory, Stopwatch, hardware, isolated, seconds_of, synchronize
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
 from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
@@ -37,6 +36,7 @@ from nnunetv2_swipe.planners.plan_block import FRAME_PREPROCESSOR
 from nnunetv2_swipe.planners.self_configuration import derive_config
 from nnunetv2_swipe.trainers import swipe_trainer
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
+from real_data import FOLD
 
 STOCK, SWIPE = "nnUNetTrainer", "SwIPETrainer"
 WARM_UP_STEPS = 2

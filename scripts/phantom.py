@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import phantom_abdomen
-import phantom_fundus
 import SimpleITK as sitk
 from PIL import Image
+
+import phantom_abdomen
+import phantom_fundus
 
 ABDOMEN_NAME = "Dataset901_PhantomAbdomen3D"
 FUNDUS_NAME = "Dataset902_PhantomFundus2D"

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
 from phantom_shapes import (
     Canvas,
     FloatArray,
@@ -23,7 +25,6 @@ from phantom_shapes import (
     smooth_max,
     smooth_min,
 )
-from scipy.ndimage import gaussian_filter
 
 LABELS = {"background": 0, "liver": 1, "kidney": 2, "spine": 3, "aorta": 4, "tumour": 5}
 SLICE_SUPERSAMPLING = 2  # sub-slices averaged into one slice: the partial volume of thick slices

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from phantom_shapes import Canvas, FloatArray, Points, correlated_noise, ellipsoid, smooth_field
-from phantom_shapes import downsample as average_blocks
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
+
+from phantom_shapes import Canvas, FloatArray, Points, correlated_noise, ellipsoid, smooth_field
+from phantom_shapes import downsample as average_blocks
 
 LABELS = {"background": 0, "optic_disc": 1, "optic_cup": 2, "exudate": 3}
 SUPERSAMPLING = 2

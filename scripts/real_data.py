@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from demo import DemoError, run_step
 from PIL import Image
+
+from demo import DemoError, run_step
 
 DATASETS = {
     "hippocampus": ("Dataset004_Hippocampus", "3d_fullres"),

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accuracy_study import Scale
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_raw
-from scores import calibration, expected_calibration_error, score_case
 
+from accuracy_study import Scale
 from nnunetv2_swipe.inference.grid import plain_network, predict_logits_on_grid
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.label_statistics import foreground_structures
+from scores import calibration, expected_calibration_error, score_case
 
 TOLERANCE = {2: 2.0, 3: 1.0}
 """Of the NSD: 2 pixels of the image in 2D, 1 mm in 3D."""

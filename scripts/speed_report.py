@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmark_speed import STOCK, SWIPE
-
 from nnunetv2_swipe.planners.memory import GIB
 
 

@@ -19,11 +19,10 @@ from accuracy_study import Cell, Model, Study, read_study
 from benchmark_accuracy import measure_cell, report, run_study
 from benchmark_speed import predictor_of
 from demo import DemoError
-from scores import calibration, expected_calibration_error, score_case
-
 from nnunetv2_swipe.inference.grid import predict_logits_on_grid
 from nnunetv2_swipe.network.coordinates import source_channels
 from nnunetv2_swipe.trainers import SwIPETrainer
+from scores import calibration, expected_calibration_error, score_case
 
 STUDIES = sorted((Path(__file__).parents[1] / "scripts" / "studies").glob("*.toml"))
 CUBE = (slice(2, 8), slice(2, 8), slice(2, 8))
