@@ -61,7 +61,8 @@ def run_study(study: Study, folder: Path, device: str) -> dict[str, Any]:
             again.
     """
     cells = {cell.key: cell for cell in study.cells()}
-    incomplete = {key: cell for key, cell in cells.items() if _missing(study, _checked_results(folder / key, cell))}
+    stored = {key: _checked_results(folder / key, cell) for key, cell in cells.items()}
+    incomplete = {key: cell for key, cell in cells.items() if not stored[key] or _missing_scales(study, stored[key])}
     failed = []
     with tqdm(incomplete.items(), unit="cell") as bar:
         for key, cell in bar:
@@ -84,14 +85,14 @@ def _complete(study: Study, cell: Cell, folder: Path, device: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
         results = {**isolated(measure_cell, cell, device), "plan": _plan(cell), "scales": {}}
         _write_results(folder, results)
-    scales = [scale for scale in study.scales if str(scale) not in results["scales"]]
+    scales = _missing_scales(study, results)
     if scales:
         results["scales"] |= isolated(measure_scales, cell, scales, list(results["cases"]), device)
         _write_results(folder, results)
 
 
-def _missing(study: Study, results: Mapping[str, Any]) -> bool:
-    return not results or any(str(scale) not in results["scales"] for scale in study.scales)
+def _missing_scales(study: Study, results: Mapping[str, Any]) -> list[Scale]:
+    return [scale for scale in study.scales if str(scale) not in results["scales"]]
 
 
 def _checked_results(folder: Path, cell: Cell) -> dict[str, Any]:

@@ -196,8 +196,9 @@ def measure_decoding(task: Task, model: Path, images: Sequence[Sequence[str]]) -
     planned, device = network.config, task.torch_device
     result: dict[str, Any] = {"crops": len(crops), "levels": planned.mise_levels}
     with torch.inference_mode():
-        embedded = [network.encode(crop.to(device)) for crop in crops]
-        result["seconds of encode"] = statistics.mean(seconds_of(partial(network.encode, c), device) for c in crops)
+        inputs = [crop.to(device) for crop in crops]
+        embedded = [network.encode(x) for x in inputs]
+        result["seconds of encode"] = statistics.mean(seconds_of(partial(network.encode, x), device) for x in inputs)
         for decoding in ("own", "blended"):
             rows = {}
             for key, levels in (("MISE", planned.mise_levels), ("dense", 0)):

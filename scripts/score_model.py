@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from accuracy_study import Scale
 from nnunetv2_swipe.inference.grid import plain_network, predict_logits_on_grid
@@ -54,11 +55,11 @@ def score_cases(predictor: nnUNetPredictor, cases: Sequence[str]) -> dict[str, A
     """Predict training cases from their files, as `nnUNetv2_predict` does, and score them; the ECE is over all."""
     plans = predictor.plans_manager
     reader = plans.image_reader_writer_class()
+    files = training_files(predictor)
     scores = _Scores(predictor)
     for case in cases:
-        images, label = _files(predictor, case)
-        ((prediction, probabilities),) = predictor.predict_from_files_sequential([images], None, True)
-        truth, properties = reader.read_seg(label)
+        ((prediction, probabilities),) = predictor.predict_from_files_sequential([files[case]["images"]], None, True)
+        truth, properties = reader.read_seg(files[case]["label"])
         scores.add(case, prediction, probabilities, truth[0], properties["spacing"])
     return scores.result()
 
@@ -73,10 +74,12 @@ def score_at_scales(predictor: nnUNetPredictor, cases: Sequence[str], scales: Se
     """
     plans, configuration, labels = predictor.plans_manager, predictor.configuration_manager, predictor.label_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
+    files = training_files(predictor)
     scores = {scale: _Scores(predictor) for scale in scales}
     for case in cases:
-        images, label = _files(predictor, case)
-        data, seg, properties = preprocessor.run_case(images, label, plans, configuration, predictor.dataset_json)
+        data, seg, properties = preprocessor.run_case(
+            files[case]["images"], files[case]["label"], plans, configuration, predictor.dataset_json
+        )
         truth = np.maximum(seg, 0)  # nnU-Net marks what is outside the image's content by -1
         # of a 2D configuration, slices stay as they are
         spacing = [properties["spacing"][i] for i in plans.transpose_forward]
@@ -114,12 +117,11 @@ def grid_logits(predictor: nnUNetPredictor, data: np.ndarray) -> Callable[[Seque
     return interpolate
 
 
-def _files(predictor: nnUNetPredictor, case: str) -> tuple[list[str], str]:
-    """Image files of a training case, and its label file."""
-    folder = Path(nnUNet_raw) / predictor.plans_manager.dataset_name
-    ending = predictor.dataset_json["file_ending"]
-    images = sorted((folder / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
-    return [str(f) for f in images], str(folder / "labelsTr" / f"{case}{ending}")
+def training_files(predictor: nnUNetPredictor) -> dict[str, Any]:
+    """The training cases' files: case -> "images" (a list) and "label"."""
+    return get_filenames_of_train_images_and_targets(
+        str(Path(nnUNet_raw) / predictor.plans_manager.dataset_name), predictor.dataset_json
+    )
 
 
 def _resized(

@@ -304,7 +304,8 @@ class TestLogitsOnGrids:
             (checkpoint,) = (folder / cell.key).rglob("checkpoint_final.pth")
             predictor = predictor_of(checkpoint.parents[1], torch.device("cpu"), mirroring=True)
             configuration = predictor.configuration_manager
-            images, _ = score_model._files(predictor, next(iter(run_study(study, folder, "cpu")[cell.key]["cases"])))
+            case = next(iter(run_study(study, folder, "cpu")[cell.key]["cases"]))
+            images = score_model.training_files(predictor)[case]["images"]
             data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
                 images, None, predictor.plans_manager, configuration, predictor.dataset_json
             )

@@ -60,6 +60,7 @@ def predict_logits_on_grid(predictor: nnUNetPredictor, image: Tensor, shape: Seq
     positions = [(torch.arange(n) + 0.5) * (size / n) - 0.5 + part.start for n, size, part in axes]
     logits = torch.zeros(predictor.label_manager.num_segmentation_heads, *shape)
     weights = torch.zeros(tuple(shape))
+    mirrored = _mirrored(predictor)
     for parameters in predictor.list_of_parameters:
         network.load_state_dict(parameters)
         for tile in predictor._internal_get_sliding_window_slicers(padded.shape[1:]):
@@ -70,7 +71,7 @@ def predict_logits_on_grid(predictor: nnUNetPredictor, image: Tensor, shape: Seq
             if not all(len(part.positions) for part in parts):
                 continue  # a coarse grid has no point there
             lattice = [part.positions for part in parts[-network.config.dims :]]
-            found = _predict_tile(network, padded[tile][None].to(predictor.device), lattice, _mirrored(predictor))
+            found = _predict_tile(network, padded[tile][None].to(predictor.device), lattice, mirrored)
             box = tuple(part.where for part in parts)
             weight = torch.einsum("i,j,k->ijk", *[part.weight for part in parts])
             weights[box] += weight
