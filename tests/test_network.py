@@ -404,8 +404,11 @@ class TestInstanceNorm:
     @pytest.mark.parametrize("size", [(5, 4), (5, 4, 3), (1, 2, 1)])
     @pytest.mark.parametrize("batch", [1, 3])
     @pytest.mark.parametrize("channels_last", [False, True])
-    def test_equals_its_formula(self, size, batch, channels_last):
+    @pytest.mark.parametrize("way", [InstanceNorm.by_sample, InstanceNorm.at_once])  # on the CPU, and elsewhere
+    def test_equals_its_formula(self, size, batch, channels_last, way):
         """Not compared to F.instance_norm, whose gradients of one channels-last sample are wrong (PyTorch 2.13)."""
+        if way is InstanceNorm.at_once and batch == 1 and channels_last:
+            pytest.skip("PyTorch's batch normalisation is wrong there on the CPU, where this way is not taken")
         torch.manual_seed(0)
         norm = InstanceNorm(6)
         nn.init.normal_(norm.weight)
@@ -415,7 +418,7 @@ class TestInstanceNorm:
             x = x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
         outside = torch.randn_like(x)
         x.requires_grad_()
-        found = norm(x)
+        found = way(norm, x)
         axes, shape = tuple(range(2, x.ndim)), (1, -1, *[1] * len(size))
         variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
         expected = (x - mean) / (variance + norm.eps).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)

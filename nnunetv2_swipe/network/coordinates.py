@@ -32,8 +32,8 @@ def grid_shape(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
 
 
 def axis_tensor(values: Sequence[int], like: Tensor) -> Tensor:
-    """Per-axis integers as a (D,) tensor of the type and device of ``like``."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+    """Per-axis integers as a (D,) tensor of the type and device of ``like``; filled there, which waits for nothing."""
+    return torch.stack([torch.full((), n, dtype=like.dtype, device=like.device) for n in values])
 
 
 def voxel_centres(size: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -148,10 +148,14 @@ def fit_source_frame(channels: Tensor) -> Tensor:
         mean_source = (source * inside).sum(-1, keepdim=True) / weight  # (B, 3, 1)
         # centred before squaring: the rounding of a difference of squares would outweigh the ridge
         centred = (position - mean_position) * inside.mT  # (B, V, D)
-        covariance = centred.mT @ centred / weight
-        cross = (source - mean_source) @ centred / weight  # (B, 3, D)
+        # plane by plane: as one product over all voxels it would keep a GPU busy for milliseconds
+        planes = centred.unflatten(1, (size[0], -1))  # (B, P, V / P, D)
+        covariance = (planes.mT @ planes).sum(1) / weight
+        source_planes = (source - mean_source).unflatten(2, (size[0], -1)).transpose(1, 2)  # (B, P, 3, V / P)
+        cross = (source_planes @ planes).sum(1) / weight  # (B, 3, D)
         ridge = 1e-7 * torch.eye(len(size), device=channels.device)
-        slope = torch.linalg.solve(covariance + ridge, cross, left=False)
+        # `solve` would wait for a GPU to tell whether the ridge was enough
+        slope, _ = torch.linalg.solve_ex(covariance + ridge, cross, left=False)
         return torch.cat((slope, mean_source - slope @ mean_position.mT), -1)
 
 

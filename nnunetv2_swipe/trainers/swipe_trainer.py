@@ -94,7 +94,12 @@ class SwIPETrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupCosine]:
         """AdamW with linear warm-up and cosine decay (method section 5)."""
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            self.initial_lr,
+            weight_decay=self.weight_decay,
+            fused=self.device.type == "cuda",  # one kernel for all parameters
+        )
         total = self.num_epochs * self.num_iterations_per_epoch
         warmup = min(self.config.warmup_iterations, total // 20)
         return optimizer, WarmupCosine(

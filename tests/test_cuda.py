@@ -1,0 +1,96 @@
+"""What only a GPU shows: kernels, precisions, compilation, and that a step does not wait for the device."""
+
+import pytest
+import torch
+
+from nnunetv2_swipe.precision import AMP_VARIABLE
+from nnunetv2_swipe.training.losses import SwIPELoss
+from nnunetv2_swipe.training.point_sampling import sample_points
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+
+SIZES = {2: (24, 20), 3: (12, 16, 8)}
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """No TensorFloat-32: results are compared with the CPU's."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(params=[2, 3], ids=["2D", "3D"])
+def setting(request, tiny_config, tiny_network, tiny_input):
+    """Configuration, network and input on the GPU, labels."""
+    dims = request.param
+    config = tiny_config(dims, backbone="Res2Net" if dims == 2 else "PlainConvEncoder")
+    label = torch.randint(3, (2, 1, *SIZES[dims]), generator=torch.Generator().manual_seed(2)).short()
+    return config, tiny_network(config).cuda(), tiny_input(config, SIZES[dims]).cuda(), label.cuda()
+
+
+def training_loss(config, network, x, label):
+    torch.manual_seed(0)
+    sample = sample_points(label, config, num_classes=3)
+    return SwIPELoss(config, num_classes=3).points(network(x, sample.points, sample.neighbours), sample)
+
+
+def test_dense_logits_are_those_of_the_cpu(setting):
+    _, network, x, _ = setting
+    network.eval()
+    with torch.no_grad():
+        found = network(x).cpu()
+        torch.testing.assert_close(found, network.cpu()(x.cpu()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("decoding", ["own", "blended"])
+def test_mise_refined_everywhere_is_the_dense_output(setting, tiny_network, decoding):
+    config, _, x, _ = setting
+    dense, refined = (
+        tiny_network(config.replace(decoding=decoding, mise_levels=levels, mise_margin=1e9)).cuda().eval()
+        for levels in (0, 2)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(refined(x), dense(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16"])
+def test_reduced_precision_trains_as_float32_does(setting, precision, monkeypatch):
+    config, network, x, label = setting
+    expected = training_loss(config, network.train(), x, label).item()
+    monkeypatch.setenv(AMP_VARIABLE, precision)
+    scaler = torch.amp.GradScaler("cuda")
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = training_loss(config, network, x, label)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(expected, rel=0.02)
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["off", "auto"])
+def test_a_step_does_not_wait_for_the_device(setting, precision, monkeypatch):
+    monkeypatch.setenv(AMP_VARIABLE, precision)
+    config, network, x, label = setting
+    training_loss(config, network, x, label).backward()  # tables that later steps find
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_loss(config, network, x, label).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_for_the_device_it_computes_the_same(setting):
+    torch._dynamo.reset()
+    config, network, x, label = setting
+    network.train()
+    expected = training_loss(config, network, x, label)
+    found = training_loss(config, torch.compile(network), x, label)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    found.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    torch._dynamo.reset()
