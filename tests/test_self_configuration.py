@@ -47,17 +47,17 @@ def test_hippocampus_gets_small_patches_and_the_settings_of_3d():
     assert config.total_strides() == [(2, 2, 2), (4, 4, 4), (8, 8, 8)]
     assert (config.embedding_dim, config.n_points, config.mise_levels) == (128, 2048, 2)
     assert (config.patch_decoder_features, config.neck_features) == ((256, 256), 64)
-    assert (config.spo_connectivity, config.initial_lr) == (6, 2e-3)
+    assert (config.spo_connectivity, config.initial_lr, config.point_weight_exponent) == (6, 2e-3, 0.5)
     assert (config.backbone, config.features_per_stage) == ("PlainConvEncoder", (64, 96, 128))
 
 
-def test_polyps_get_the_papers_settings_of_2d():
+def test_polyps_get_patches_of_eight_pixels_and_the_papers_network_of_2d():
     config = rules.derive_config(POLYPS, thick(89), num_classes=2, regions=False)
-    assert config.patch_size == (32, 32)
+    assert (config.patch_size, config.fourier_frequencies) == ((8, 8), 4)
     assert [t[0] for t in config.total_strides()] == [4, 8, 16, 32]
     assert (config.embedding_dim, config.boundary_radius) == (128, (10, 10))
     assert (config.patch_decoder_features, config.neck_features) == ((256, 256, 256), 32)
-    assert (config.spo_connectivity, config.initial_lr) == (8, 5e-4)
+    assert (config.spo_connectivity, config.initial_lr, config.point_weight_exponent) == (8, 2e-3, 0.5)
     assert (config.backbone, config.features_per_stage) == ("Res2Net", (128, 160, 192, 256))
 
 
@@ -99,13 +99,16 @@ def test_without_labels_a_sixteenth_of_the_crops_shortest_side_counts():
     ("thickness", "spacing", "crop", "expected"),
     [
         (4.5, (1, 1, 1), (40, 56, 40), (2, 2, 2)),
-        (89, (1, 1), (384, 384), (32, 32)),
+        (89, (1, 1), (384, 384), (8, 8)),
+        (89, (4, 0.5, 0.5), (32, 256, 256), (1, 8, 8)),
         (12, (3, 1, 1), (40, 160, 160), (2, 4, 4)),
         (16, (8, 1, 1), (20, 128, 128), (1, 8, 8)),
         (1, (1, 1, 1), (16, 16, 16), (1, 1, 1)),
-        (500, (1, 1), (64, 256), (16, 32)),  # four patches per axis
+        (500, (1, 1), (16, 256), (4, 8)),  # four patches per axis
         (8, (5, 1, 1), (1, 64, 64), (1, 4, 4)),  # a single slice
         (2, (1, 1, 1), (128, 128, 128), (4, 4, 4)),  # no more patches than memory allows
+        (500, (1, 1), (2048, 2048), (16, 16)),
+        (500, (1, 1), (4096, 4096), (32, 32)),
     ],
 )
 def test_patch_size(thickness, spacing, crop, expected):
@@ -114,7 +117,7 @@ def test_patch_size(thickness, spacing, crop, expected):
 
 @given(thickness=st.floats(8, 60), spacing=st.tuples(st.floats(0.5, 4), st.floats(0.5, 4)))
 def test_patches_are_isotropic_in_mm_as_far_as_powers_of_two_go(thickness, spacing):
-    """Where no bound of the rule applies: patches of 1 to 32 voxels, in a crop with room for them."""
+    """Where no bound of the rule applies: patches of 1 to 8 voxels, in a crop with room for them."""
     patch = rules.choose_patch_size(thickness, spacing, [128, 128])
     edges_mm = [p * s for p, s in zip(patch, spacing, strict=True)]
     assert max(edges_mm) <= thickness / 2 * (1 + 1e-9)
