@@ -103,7 +103,7 @@ class TestStudyFiles:
     @pytest.mark.parametrize("file", STUDIES, ids=lambda f: f.stem)
     def test_those_of_the_project(self, file):
         study = read_study(file)
-        of_swipe_alone = file.stem.startswith(("ablations", "batch_size", "point_weights"))
+        of_swipe_alone = file.stem.startswith(("ablations", "batch_size", "defaults", "point_weights_polyps"))
         assert study.models[0].trainer == ("SwIPETrainer" if of_swipe_alone else "nnUNetTrainer")
         assert len(study.models) > 1
         assert len({cell.key for cell in study.cells()}) == len(list(study.cells()))

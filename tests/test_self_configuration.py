@@ -92,7 +92,8 @@ def test_the_thinnest_class_counts():
 
 def test_without_labels_a_sixteenth_of_the_crops_shortest_side_counts():
     assert rules.structure_thickness_mm({}, [3.0, 1.0, 1.0], [16, 96, 128]) == pytest.approx(48 / 16)
-    assert rules.derive_config(POLYPS, {}, num_classes=2, regions=False).patch_size == (8, 8)
+    small = configuration([1.0, 1.0], [128, 128], [1, 2, 2, 2, 2, 2])
+    assert rules.derive_config(small, {}, num_classes=2, regions=False).patch_size == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,8 @@ def test_without_labels_a_sixteenth_of_the_crops_shortest_side_counts():
         (4.5, (1, 1, 1), (40, 56, 40), (2, 2, 2)),
         (89, (1, 1), (384, 384), (8, 8)),
         (89, (4, 0.5, 0.5), (32, 256, 256), (1, 8, 8)),
+        (89, (0.7031, 0.7032), (384, 384), (8, 8)),
+        (89, (0.1, 1, 1), (1, 64, 64), (1, 8, 8)),  # the spacing of a single slice says nothing
         (12, (3, 1, 1), (40, 160, 160), (2, 4, 4)),
         (16, (8, 1, 1), (20, 128, 128), (1, 8, 8)),
         (1, (1, 1, 1), (16, 16, 16), (1, 1, 1)),
@@ -117,7 +120,7 @@ def test_patch_size(thickness, spacing, crop, expected):
 
 @given(thickness=st.floats(8, 60), spacing=st.tuples(st.floats(0.5, 4), st.floats(0.5, 4)))
 def test_patches_are_isotropic_in_mm_as_far_as_powers_of_two_go(thickness, spacing):
-    """Where no bound of the rule applies: patches of 1 to 8 voxels, in a crop with room for them."""
+    """In a crop with room for them."""
     patch = rules.choose_patch_size(thickness, spacing, [128, 128])
     edges_mm = [p * s for p, s in zip(patch, spacing, strict=True)]
     assert max(edges_mm) <= thickness / 2 * (1 + 1e-9)

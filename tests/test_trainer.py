@@ -213,6 +213,17 @@ def test_checkpoint_restores_network_optimizer_and_epoch(tmp_path):
     assert other.optimizer.state_dict()["state"].keys() == trainer.optimizer.state_dict()["state"].keys() != set()
 
 
+@pytest.mark.parametrize("fused", [True, None])
+def test_checkpoint_of_another_device_leaves_the_optimizer_its_kernels(tmp_path, fused):
+    trainer = make()
+    trainer.train_step(start(trainer))
+    trainer.optimizer.param_groups[0]["fused"] = fused
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    other = make()
+    other.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert [group["fused"] for group in other.optimizer.param_groups] == [False]
+
+
 def test_truncated_checkpoint_is_named(tmp_path):
     trainer = make()
     trainer.initialize()

@@ -41,12 +41,10 @@ class InstanceNorm(nn.Module):
         return torch.cat([F.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps) for s in x.split(1)])
 
     def at_once(self, x: Tensor) -> Tensor:
-        """Samples as further channels of one, as F.instance_norm does it, but repeating the weights faster."""
+        """Samples as further channels of one, as F.instance_norm does it, but one copy repeats the weights."""
         n, c = x.shape[:2]
-        if n == 1:
-            x = x.contiguous()  # gradients of one channels-last sample are wrong on the CPU at least (PyTorch 2.13)
         weight, bias = (p.expand(n, c).reshape(-1) for p in (self.weight, self.bias))
-        channels = x.reshape(1, n * c, *x.shape[2:])
+        channels = x.reshape(1, n * c, -1)
         return F.batch_norm(channels, None, None, weight, bias, True, 0.0, self.eps).view(x.shape)
 
 

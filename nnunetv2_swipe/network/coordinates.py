@@ -32,7 +32,8 @@ def grid_shape(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
 
 
 def axis_tensor(values: Sequence[int], like: Tensor) -> Tensor:
-    """Per-axis integers as a (D,) tensor of the type and device of ``like``; filled there, which waits for nothing."""
+    """Per-axis integers as a (D,) tensor of the type and device of ``like``."""
+    # filled there: a GPU would be waited for if they were copied to it
     return torch.stack([torch.full((), n, dtype=like.dtype, device=like.device) for n in values])
 
 

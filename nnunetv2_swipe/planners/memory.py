@@ -22,7 +22,7 @@ MIN_BATCH_SIZE = 2
 NETWORK_OVERHEAD, POINT_OVERHEAD = 1.5, 1.06
 """What kernels and the allocator add to the tensors: convolutions much, matrix products of points little.
 
-Fitted to six shapes on the CPU (docs/results.md); on a GPU it was not compared.
+Fitted to six shapes on the CPU; two plans on a GPU were estimated 15 and 40% too high (docs/results.md).
 """
 
 

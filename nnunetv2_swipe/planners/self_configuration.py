@@ -11,9 +11,9 @@ from typing import Any
 from nnunetv2_swipe.config import SwIPEConfig, total_strides
 from nnunetv2_swipe.planners.label_statistics import thickness_mm
 
-COARSEST_PATCH_SIZE = 8
-"""In voxels of the finest spacing; in 2D more accurate than the paper's 32 (docs/results.md)."""
-MAX_PATCH_SIZE = 32
+LARGEST_PATCH = 8
+"""In voxels of the finest spacing; the paper's 32 in 2D was less accurate with one backbone (docs/results.md)."""
+LARGEST_PATCH_OF_LARGE_CROPS = 32
 """What patches may grow to in a crop that would have too many."""
 MAX_PATCHES_PER_CROP = 1 << 15
 MAX_STAGES = 4
@@ -29,9 +29,9 @@ NECK_FEATURES = {2: 32, 3: 64}
 PATCH_DECODER_FEATURES = {2: (256, 256, 256), 3: (256, 256)}
 """In 2D the paper's; in 3D two hidden layers are as accurate as its deeper decoder, and faster (docs/results.md)."""
 POINT_WEIGHT_EXPONENT = 0.5
-"""Half-way between unbiased weights (1), less accurate in 2D and 3D, and the paper's none (0) (docs/results.md)."""
+"""Half-way between unbiased weights (1), of lower Dice in 2D and 3D, and the paper's none (0) (docs/results.md)."""
 INITIAL_LR = 2e-3
-"""The paper's 5e-4 in 2D and 7.5e-4 in 3D learn slower (docs/results.md)."""
+"""The paper's 7.5e-4 in 3D learns slower, its 5e-4 in 2D probably, too (docs/results.md)."""
 
 
 def derive_config(
@@ -135,13 +135,16 @@ def choose_patch_size(thickness: float, spacing: Sequence[float], crop: Sequence
     """S per axis: half the thinnest structure, eight voxels at most, about isotropic in millimetres.
 
     Half of 4.5 voxels gives S = 2 on the hippocampus set (measured best of 2, 4 and 8); polyps, 89 voxels thick, get
-    S = 8 (measured better than 32). At least four patches per axis where the crop allows; the length grows until the
+    S = 8. At least four patches per axis where the crop allows; the length grows until the
     crop has no more patches than memory does.
     """
-    length, longest = min(thickness / 2, COARSEST_PATCH_SIZE * min(spacing)), MAX_PATCH_SIZE * max(spacing)
+    finest = min((s for n, s in zip(crop, spacing, strict=True) if n > 1), default=min(spacing))
+    # of axes about as fine none shall fall to the next lower power of two
+    length = min(thickness / 2, math.sqrt(2) * LARGEST_PATCH * finest)
+    longest = LARGEST_PATCH_OF_LARGE_CROPS * max(spacing)
     while True:
         sizes = zip(crop, spacing, strict=True)
-        patch = tuple(_power_of_two(length / s, 1, min(MAX_PATCH_SIZE, max(n // 4, 1))) for n, s in sizes)
+        patch = tuple(_power_of_two(length / s, 1, min(LARGEST_PATCH_OF_LARGE_CROPS, max(n // 4, 1))) for n, s in sizes)
         n_patches = math.prod(-(-n // p) for n, p in zip(crop, patch, strict=True))
         if n_patches <= MAX_PATCHES_PER_CROP or length > longest:
             return patch

@@ -98,13 +98,18 @@ class SwIPETrainer(nnUNetTrainer):
             self.network.parameters(),
             self.initial_lr,
             weight_decay=self.weight_decay,
-            fused=self.device.type == "cuda",  # one kernel for all parameters
+            fused=self._fused_optimizer,
         )
         total = self.num_epochs * self.num_iterations_per_epoch
         warmup = min(self.config.warmup_iterations, total // 20)
         return optimizer, WarmupCosine(
             optimizer, self.initial_lr, self.num_epochs, warmup / self.num_iterations_per_epoch
         )
+
+    @property
+    def _fused_optimizer(self) -> bool:
+        """A few kernels for all parameters."""
+        return self.device.type == "cuda"
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # noqa: ANN401
         """nnU-Net's augmentation; transforms of intensity leave the source frame alone."""
@@ -190,6 +195,8 @@ class SwIPETrainer(nnUNetTrainer):
             self.initialize()
         check_checkpoint(filename_or_checkpoint, self.network)
         super().load_checkpoint(filename_or_checkpoint)
+        for group in self.optimizer.param_groups:
+            group["fused"] = self._fused_optimizer  # the checkpoint's is that of the device it was trained on
 
 
 def _positive_integer(variable: str, default: int) -> int:

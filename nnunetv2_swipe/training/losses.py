@@ -17,7 +17,7 @@ def occupancy_loss(logits: Tensor, target: Tensor, weight: Tensor, *, regions: b
     Args:
         logits: (B, N, K).
         target: Labels (B, N) int64, or of regions memberships (B, N, K).
-        weight: What each point stands for, (B, N), in voxels; Dice is computed from sums weighted so.
+        weight: Weights of the points, (B, N); Dice is computed from sums weighted so.
         regions: Sigmoid and binary cross-entropy per region instead of softmax.
 
     Returns:
