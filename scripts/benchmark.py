@@ -66,9 +66,10 @@ def accuracy(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("nnUNet_n_proc_DA", "0")
     results = run_study(study, folder / "accuracy" / "cells", arguments.device)
     tables = report(study, results)
-    text = (
-        f"# {arguments.study.stem}\n\n`python scripts/benchmark.py accuracy {arguments.study} --data DATA`: {tables}\n"
-    )
+    command = f"python scripts/benchmark.py accuracy {arguments.study} --data DATA"
+    if arguments.device != "cpu":
+        command += f" --device {arguments.device}"
+    text = f"# {arguments.study.stem}\n\n`{command}`: {tables}\n"
     (folder / "accuracy" / f"{arguments.study.stem}.json").write_text(json.dumps(results, indent=1))
     (folder / "accuracy" / f"{arguments.study.stem}.md").write_text(text)
     print(text)

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def _complete(study: Study, cell: Cell, folder: Path, device: str) -> None:
     results = _read_results(folder)
     if not results:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-        results = {**isolated(measure_cell, cell, device), "plan": _plan(cell), "scales": {}}
+        results = {"cell": asdict(cell), **isolated(measure_cell, cell, device), "plan": _plan(cell), "scales": {}}
         _write_results(folder, results)
     scales = _missing_scales(study, results)
     if scales:
@@ -261,9 +262,9 @@ def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
 
 
 def _by_scale(rows: Sequence[Row], scales: Sequence[Scale], classes: Sequence[str]) -> list[str]:
-    """Dice and NSD on every grid, and their differences to those at the training resolution."""
+    """Dice and NSD on every grid, with their differences to those at the training resolution, and the ECE."""
     lines = ["On other grids, with the difference to the same model at the training resolution:", ""]
-    lines += _head([f"{metric}, {scale}" for metric in ("Dice", "NSD") for scale in scales])
+    lines += _head([f"{metric}, {scale}" for metric in ("Dice", "NSD", "ECE") for scale in scales])
     for row in rows:
         scores = {scale: _scores([run["scales"][str(scale)] for run in row.runs], classes) for scale in scales}
         cells = []
@@ -272,6 +273,7 @@ def _by_scale(rows: Sequence[Row], scales: Sequence[Scale], classes: Sequence[st
                 found, native = scores[scale][metric], scores[NATIVE][metric]
                 mean = _number(metric, float(np.nanmean(np.nanmean(found, axis=0))))
                 cells.append(mean if scale == NATIVE else f"{mean}, {_difference(found, native)}")
+        cells += [f"{np.mean([run['scales'][str(scale)]['ECE'] for run in row.runs]):.4f}" for scale in scales]
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return lines
 

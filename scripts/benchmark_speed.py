@@ -34,8 +34,9 @@ from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE
 from nnunetv2_swipe.planners.plan_block import FRAME_PREPROCESSOR
 from nnunetv2_swipe.planners.self_configuration import derive_config
-from nnunetv2_swipe.trainers import swipe_trainer
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
+from nnunetv2_swipe.training import batch_loss
+from nnunetv2_swipe.training.batch_loss import BatchLoss
 from real_data import FOLD
 
 STOCK, SWIPE = "nnUNetTrainer", "SwIPETrainer"
@@ -98,7 +99,10 @@ def measure_training(task: Task, trainer_name: str, steps: int) -> dict[str, Any
             data.append(loaded - start)
             seconds.append(time.perf_counter() - loaded)
     with quiet():
-        trainer.network = getattr(trainer.network, "_orig_mod", trainer.network)  # parts are of the plain network
+        # parts are of the plain network
+        trainer.network = getattr(trainer.network, "_orig_mod", trainer.network)
+        if isinstance(trainer, SwIPETrainer):
+            trainer.batch_loss = BatchLoss(trainer.network, trainer.loss)
         _watch_parts(watch, trainer)
         start = time.perf_counter()
         for _ in range(steps):
@@ -134,7 +138,7 @@ def _watch_parts(watch: Stopwatch, trainer: nnUNetTrainer) -> None:
         watch.watch(network.decoder, "forward", "decoders")
         watch.watch(trainer.loss, "forward", "loss")
         return
-    watch.watch(swipe_trainer, "sample_points", "points")
+    watch.watch(batch_loss, "sample_points", "points")
     watch.watch(network.backbone, "forward", "encoder")
     watch.watch(network.neck, "forward", "neck")
     watch.watch(network.neck, "embed", "neck")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunet_helpers import ABDOMEN, PLANS, edit_json, narrow, nnunet_folders, plan, plans_file, write_phantom
 
-from nnunetv2_swipe.trainers import swipe_trainer
+from nnunetv2_swipe.training import batch_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import benchmark_speed
@@ -31,7 +31,7 @@ def result(tmp_path_factory):
         edit_json(plans_file(ABDOMEN), narrow)
         patch.setattr(benchmark_speed, "isolated", lambda function, *a, **k: function(*a, **k))
         patch.setattr(torch.Tensor, "backward", torch.Tensor.backward)  # what is watched here is restored
-        patch.setattr(swipe_trainer, "sample_points", swipe_trainer.sample_points)
+        patch.setattr(batch_loss, "sample_points", batch_loss.sample_points)
         patch.setattr(benchmark_speed, "SECONDS_PER_GROWTH_STEP", 0.0)
         sizes = {"crop (voxels per side)": (16, 32), "classes": (1, 3), "points (N)": (64, 128)}
         patch.setattr(benchmark_speed, "GROWTH", {k: {3: v} for k, v in sizes.items()})

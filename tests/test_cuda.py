@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nnunetv2_swipe.precision import AMP_VARIABLE
+from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.point_sampling import PointSample, sample_points
 
@@ -117,3 +118,44 @@ def test_compiled_for_the_device_it_computes_the_same(setting):
         results.append([loss, *gradients(loss, network)])
     torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-2)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_spo": 0, "dropout": 0.1}, {"norm_op": "BatchNorm"}], ids=str)
+@pytest.mark.parametrize("precision", ["off", "auto"])
+def test_cuda_graph_trains_as_without(setting, precision, changes, tiny_network, monkeypatch):
+    monkeypatch.setenv(AMP_VARIABLE, precision)
+    config, _, x, label = setting
+    config = config.replace(**changes)
+    network = tiny_network(config).cuda()
+    batches = [(x, label), (x.flip(-1), label.flip(-1)), (x, label)]
+    batch_loss = BatchLoss(network, SwIPELoss(config, num_classes=3))
+
+    def train():
+        """Losses and final state of three steps, each of other points, with dense predictions between."""
+        torch.manual_seed(0)
+        optimizer = torch.optim.SGD(network.parameters(), 0.01)
+        losses = []
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = batch_loss(*batch)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            network.eval()
+            with torch.no_grad():
+                network(x)
+            network.train()
+        return torch.tensor(losses), [t.detach().clone() for t in network.state_dict().values()]
+
+    start = {k: v.clone() for k, v in network.train().state_dict().items()}
+    expected = train()
+    network.load_state_dict(start)
+    torch.manual_seed(5)
+    drawn = torch.rand(3, device="cuda")
+    torch.manual_seed(5)
+    capture_cuda_graph(batch_loss, torch.zeros_like(x), torch.zeros_like(label))
+    assert torch.equal(torch.rand(3, device="cuda"), drawn)
+    torch.testing.assert_close(network.state_dict(), start, atol=0, rtol=0)
+    tolerance = 1e-4 if precision == "off" else 2e-2
+    torch.testing.assert_close(train(), expected, atol=tolerance, rtol=tolerance)
+    assert batch_loss(x, label).item() != batch_loss(x, label).item()  # other points

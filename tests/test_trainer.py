@@ -19,6 +19,7 @@ from nnunet_helpers import (
     write_phantom,
 )
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_swipe import trainers
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS
@@ -104,6 +105,42 @@ def test_trains_a_step(name, dims):
     image_channels = {2: 3, 3: 1}[dims]
     framed = N_SOURCE_CHANNELS if name != "SwIPETrainer_noSourceCoordinates" else 0
     assert batch["data"].shape[1] == trainer.network.expected_channels == image_channels + framed
+
+
+@pytest.mark.parametrize(
+    ("device", "ddp", "allowed", "captured", "compiled"),
+    [
+        ("cuda", False, "t", True, False),
+        ("cuda", False, "f", False, False),
+        ("cuda", True, "t", False, True),
+        ("cpu", False, "t", False, False),
+    ],
+)
+def test_cuda_graph_takes_the_place_of_compilation(device, ddp, allowed, captured, compiled, monkeypatch):
+    monkeypatch.setenv("nnUNet_compile", allowed)
+    trainer = make()
+    trainer.device, trainer.is_ddp = torch.device(device), ddp
+    assert trainer._captures_graph == captured
+    assert trainer._do_i_compile() == compiled
+
+
+@pytest.mark.parametrize("dims", DATASETS)
+def test_the_batch_to_record_has_the_shapes_of_training_batches(dims):
+    trainer = make(dims=dims)
+    batch = start(trainer)
+    data, target = trainer._example_batch()
+    assert data.shape == batch["data"].shape
+    assert target.shape == batch["target"].shape
+    assert (data.dtype, target.dtype) == (batch["data"].dtype, batch["target"].dtype)
+
+
+def test_the_batch_to_record_of_regions_has_a_channel_each_and_one_of_what_to_ignore():
+    trainer = make()
+    trainer.initialize()
+    regions = {"background": 0, "whole": [1, 2], "part": [2], "ignore": 3}
+    trainer.label_manager = LabelManager(regions, regions_class_order=[1, 2])
+    _, target = trainer._example_batch()
+    assert target.shape[1] == 3
 
 
 def test_online_validation_scores_dense_predictions():

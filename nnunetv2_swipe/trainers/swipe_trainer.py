@@ -1,5 +1,6 @@
 """SwIPETrainer: wires network, points and loss into nnU-Net's training."""
 
+import gc
 import os
 from typing import Any, ClassVar
 
@@ -16,9 +17,9 @@ from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
 from nnunetv2_swipe.trainers.checkpoints import check_checkpoint
+from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
-from nnunetv2_swipe.training.point_sampling import sample_points
 
 EPOCHS_VARIABLE = "SWIPE_NUM_EPOCHS"
 ITERATIONS_VARIABLE = "SWIPE_ITERATIONS_PER_EPOCH"
@@ -35,6 +36,7 @@ class SwIPETrainer(nnUNetTrainer):
     num_iterations_per_epoch: int
     save_every: int
     dataset_class: Any
+    batch_loss: BatchLoss
     config_changes: ClassVar[dict[str, Any]] = {}
     """Settings that an ablation changes."""
 
@@ -75,6 +77,7 @@ class SwIPETrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """As nnU-Net's, with the dataset that knows the source frame."""
         super().initialize()
+        self.batch_loss = BatchLoss(self.network, self.loss)
         if self.config.source_coordinates:
             self.dataset_class = DATASETS_WITH_SOURCE_FRAME[self.dataset_class]
         else:
@@ -111,6 +114,30 @@ class SwIPETrainer(nnUNetTrainer):
         """A few kernels for all parameters."""
         return self.device.type == "cuda"
 
+    @property
+    def _captures_graph(self) -> bool:
+        """A CUDA graph takes the place of nnU-Net's compilation, unless several GPUs train together."""
+        return self.device.type == "cuda" and not self.is_ddp and super()._do_i_compile()
+
+    def _do_i_compile(self) -> bool:
+        return not self._captures_graph and super()._do_i_compile()
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's. Before their threads use a GPU, the training step is recorded there."""
+        if self._captures_graph:
+            self.network.train()
+            self.batch_loss = BatchLoss(self.network, self.loss)
+            capture_cuda_graph(self.batch_loss, *self._example_batch())
+        return super().get_dataloaders()
+
+    def _example_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Data and target of the shapes that training batches have."""
+        labels = self.label_manager
+        channels = labels.num_segmentation_heads + labels.has_ignore_label if labels.has_regions else 1
+        size = self.configuration_manager.patch_size
+        data = torch.zeros(self.batch_size, self.network.expected_channels, *size, device=self.device)
+        return data, torch.zeros(self.batch_size, channels, *size, dtype=torch.int16, device=self.device)
+
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # noqa: ANN401
         """nnU-Net's augmentation; transforms of intensity leave the source frame alone."""
         return self._keep_source_frame(nnUNetTrainer.get_training_transforms(*args, **kwargs))
@@ -136,13 +163,8 @@ class SwIPETrainer(nnUNetTrainer):
         target = batch["target"].to(self.device, non_blocking=True)
         self.lr_scheduler.step(self._iteration / self.num_iterations_per_epoch)
         self._iteration += 1
-        labels = self.label_manager
-        sample = sample_points(
-            target, self.config, num_classes=labels.num_segmentation_heads, ignore_label=labels.ignore_label
-        )
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = self.network(data, sample.points, sample.neighbours)  # chooses its own precision
-        loss = self.loss.points(outputs, sample)
+        loss = self.batch_loss(data, target)
         value = loss.detach().cpu().numpy()
         if not np.isfinite(value):
             self._diagnose(batch)
@@ -184,6 +206,12 @@ class SwIPETrainer(nnUNetTrainer):
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
         scaler.step(self.optimizer)
         scaler.update()
+
+    def on_train_end(self) -> None:
+        """As nnU-Net's; the final validation may use the memory of the CUDA graph."""
+        self.batch_loss = BatchLoss(self.network, self.loss)
+        gc.collect()  # a graphed module refers to itself
+        super().on_train_end()
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """As nnU-Net's; a damaged file or another network is named.

@@ -8,7 +8,7 @@ over all points of the crop. Everything is batched tensor code of constant shape
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -118,7 +118,7 @@ def _running(extreme: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int, 
     return x
 
 
-@lru_cache(maxsize=8)
+@cache  # a CUDA graph holds its address
 def _morton_order(size: tuple[int, ...], device: torch.device) -> Tensor:
     """Raster indices of all voxels in the order of a Morton (Z-order) curve."""
     code = torch.zeros(size, dtype=torch.int64)
@@ -186,7 +186,7 @@ def _weights(counts: Tensor, stratum: Tensor) -> Tensor:
     return (counts.gather(1, stratum) / drawn).float()
 
 
-@lru_cache(maxsize=8)
+@cache  # likewise
 def neighbour_offsets(connectivity: int, dims: int, device: torch.device) -> Tensor:
     """Grid offsets (connectivity, D) of a patch's neighbours: 4 or 8 in 2D; 6, 18 or 26 in 3D."""
     steps = [o for o in itertools.product((-1, 0, 1), repeat=dims) if any(o)]
