@@ -282,11 +282,16 @@ def test_models_are_scored_on_other_grids_without_training_them_again(finished):
         assert set(scores) == {"output 1x", "output 0.5x", "input 0.6x"}
         assert all(set(s["cases"]) == set(found[cell.key]["cases"]) for s in scores.values())
         found[cell.key]["scales"] = scores
+        stored = found[cell.key]["cell"]
+        assert (stored["model"]["trainer"], stored["seed"]) == (cell.model.trainer, cell.seed)
     head, _, *rows = report(scaled, found).splitlines()[-4:]
     assert head.startswith(
         "| Model | Cases | Dice, output 1x | Dice, output 0.5x | Dice, input 0.6x | NSD, output 1x |"
     )
+    eces = {f"{scores['ECE']:.4f}" for cell in scaled.cells() for scores in found[cell.key]["scales"].values()}
+    assert head.endswith("| ECE, output 1x | ECE, output 0.5x | ECE, input 0.6x |")
     for row in rows:
+        assert set(row.strip("| ").split(" | ")[-3:]) <= eces
         native, *others = row.strip("| ").split(" | ")[2:5]
         assert all(
             float(o.split(",")[0]) - float(native) == pytest.approx(float(o.split()[1]), abs=2e-4) for o in others
