@@ -134,9 +134,9 @@ def structure_thickness_mm(
 def choose_patch_size(thickness: float, spacing: Sequence[float], crop: Sequence[int]) -> tuple[int, ...]:
     """S per axis: half the thinnest structure, eight voxels at most, about isotropic in millimetres.
 
-    Half of 4.5 voxels gives S = 2 on the hippocampus set (measured best of 2, 4 and 8); polyps, 89 voxels thick, get
-    S = 8. At least four patches per axis where the crop allows; the length grows until the crop has no more patches
-    than memory does.
+    Half of 4.5 voxels gives S = 2 on the hippocampus set (measured best of 2, 4, 8 and 16, docs/results.md); polyps, 89
+    voxels thick, get S = 8. At least four patches per axis where the crop allows; the length grows until the crop has
+    no more than 32,768 patches.
     """
     finest = min((s for n, s in zip(crop, spacing, strict=True) if n > 1), default=min(spacing))
     # of axes about as fine none shall fall to the next lower power of two
