@@ -22,14 +22,15 @@ MIN_BATCH_SIZE = 2
 NETWORK_OVERHEAD, POINT_OVERHEAD = 1.5, 1.06
 """What kernels and the allocator add to the tensors: convolutions much, matrix products of points little.
 
-Fitted to six shapes on the CPU; the tensors of two plans on a GPU took less, by 13 and 29% (docs/results.md).
+Fitted to six shapes on the CPU; the tensors of two plans on a GPU, without a CUDA graph, took 17 and 31% less
+(docs/results.md).
 """
 
 
 def training_memory(
     config: SwIPEConfig, crop: Sequence[int], batch_size: int, *, channels: int, num_classes: int, amp: str = "bf16"
 ) -> int:
-    """Estimate of the peak memory of training, in bytes: network, optimizer, activations and gradients.
+    """Estimate of the peak memory of training, in bytes: network, optimizer, activations, gradients, validation.
 
     Args:
         config: SwIPE's settings.

@@ -210,6 +210,7 @@ class SwIPETrainer(nnUNetTrainer):
     def on_train_end(self) -> None:
         """As nnU-Net's; the final validation may use the memory of the CUDA graph."""
         self.batch_loss = BatchLoss(self.network, self.loss)
+        self.optimizer.zero_grad(set_to_none=True)  # gradients lie in the graph's memory
         gc.collect()  # a graphed module refers to itself
         super().on_train_end()
 
