@@ -24,7 +24,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2_swipe import trainers
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS
 from nnunetv2_swipe.network.swipe_net import SwIPENet
-from nnunetv2_swipe.trainers import SwIPETrainer
+from nnunetv2_swipe.trainers import SwIPETrainer, swipe_trainer
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
 
 DATASETS = {2: (FUNDUS, "2d"), 3: (ABDOMEN, "3d_fullres")}
@@ -141,6 +141,17 @@ def test_the_batch_to_record_of_regions_has_a_channel_each_and_one_of_what_to_ig
     trainer.label_manager = LabelManager(regions, regions_class_order=[1, 2])
     _, target = trainer._example_batch()
     assert target.shape[1] == 3
+
+
+def test_a_step_that_cannot_be_recorded_is_explained(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("operation not permitted")
+
+    monkeypatch.setattr(SwIPETrainer, "_captures_graph", True)
+    monkeypatch.setattr(swipe_trainer, "capture_cuda_graph", fail)
+    trainer = make()
+    with pytest.raises(RuntimeError, match=r"CUDA graph \(operation not permitted\).*nnUNet_compile=f"):
+        trainer.on_train_start()
 
 
 def test_online_validation_scores_dense_predictions():

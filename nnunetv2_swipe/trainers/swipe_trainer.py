@@ -123,11 +123,21 @@ class SwIPETrainer(nnUNetTrainer):
         return not self._captures_graph and super()._do_i_compile()
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's. Before their threads use a GPU, the training step is recorded there."""
+        """nnU-Net's. Before their threads use a GPU, the training step is recorded there.
+
+        Raises:
+            RuntimeError: It cannot be recorded.
+        """
         if self._captures_graph:
             self.network.train()
             self.batch_loss = BatchLoss(self.network, self.loss)
-            capture_cuda_graph(self.batch_loss, *self._example_batch())
+            try:
+                capture_cuda_graph(self.batch_loss, *self._example_batch())
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"The training step could not be recorded as a CUDA graph ({error}). If the GPU's memory was too "
+                    "small, reduce the plan's batch_size; else set nnUNet_compile=f, and it is not recorded."
+                ) from error
         return super().get_dataloaders()
 
     def _example_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
