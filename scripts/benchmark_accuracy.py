@@ -239,7 +239,7 @@ def _means(rows: Sequence[Row]) -> list[str]:
         cells = [f"{np.mean([run[key] for run in row.runs]):,.0f}" for key in ("iterations", "seconds")]
         cells.append(f"{row.runs[0]['parameters'] / 1e6:.2f}")
         cells += [_number(metric, float(np.nanmean(np.nanmean(row.scores[metric], axis=0)))) for metric in METRICS]
-        cells.append(f"{np.mean([run['ECE'] for run in row.runs]):.4f}")
+        cells.append(_ece(row.runs))
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return lines
 
@@ -273,9 +273,13 @@ def _by_scale(rows: Sequence[Row], scales: Sequence[Scale], classes: Sequence[st
                 found, native = scores[scale][metric], scores[NATIVE][metric]
                 mean = _number(metric, float(np.nanmean(np.nanmean(found, axis=0))))
                 cells.append(mean if scale == NATIVE else f"{mean}, {_difference(found, native)}")
-        cells += [f"{np.mean([run['scales'][str(scale)]['ECE'] for run in row.runs]):.4f}" for scale in scales]
+        cells += [_ece([run["scales"][str(scale)] for run in row.runs]) for scale in scales]
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return lines
+
+
+def _ece(runs: Sequence[Mapping[str, Any]]) -> str:
+    return f"{np.mean([run['ECE'] for run in runs]):.4f}"
 
 
 def _head(columns: Sequence[str]) -> list[str]:

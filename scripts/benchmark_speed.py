@@ -36,7 +36,6 @@ from nnunetv2_swipe.planners.plan_block import FRAME_PREPROCESSOR
 from nnunetv2_swipe.planners.self_configuration import derive_config
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
 from nnunetv2_swipe.training import batch_loss
-from nnunetv2_swipe.training.batch_loss import BatchLoss
 from real_data import FOLD
 
 STOCK, SWIPE = "nnUNetTrainer", "SwIPETrainer"
@@ -102,7 +101,7 @@ def measure_training(task: Task, trainer_name: str, steps: int) -> dict[str, Any
         # parts are of the plain network
         trainer.network = getattr(trainer.network, "_orig_mod", trainer.network)
         if isinstance(trainer, SwIPETrainer):
-            trainer.batch_loss = BatchLoss(trainer.network, trainer.loss)
+            trainer.batch_loss = batch_loss.BatchLoss(trainer.network, trainer.loss)
         _watch_parts(watch, trainer)
         start = time.perf_counter()
         for _ in range(steps):

@@ -130,7 +130,6 @@ class SwIPETrainer(nnUNetTrainer):
         """
         if self._captures_graph:
             self.network.train()
-            self.batch_loss = BatchLoss(self.network, self.loss)
             try:
                 capture_cuda_graph(self.batch_loss, *self._example_batch())
             except RuntimeError as error:
