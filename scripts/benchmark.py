@@ -1,12 +1,16 @@
 """Benchmarks on real data, SwIPETrainer beside nnUNetTrainer.
 
     python scripts/benchmark.py speed hippocampus --data DATA [--folder FOLDER] [--steps 10] [--cases 5] [--growth]
+    python scripts/benchmark.py grid hippocampus --data DATA [--folder FOLDER] [--model MODEL] [--cases 40]
+    python scripts/benchmark.py export [--folder FOLDER] [--slices 300] [--classes 60]
     python scripts/benchmark.py accuracy scripts/studies/STUDY.toml --data DATA [--folder FOLDER]
 
 `speed`: parameters, FLOPs, time and memory of training and prediction. `real_data.py` first trains the SwIPE model to
-predict with, unless FOLDER holds one or --model names one. `accuracy`: the trainings that a study file lists, scored;
-what FOLDER holds of them is not run again. Both print Markdown tables and write them, and all numbers as JSON, to
-FOLDER (`accuracy`: to FOLDER/accuracy). DATA is as for `real_data.py`.
+predict with, unless FOLDER holds one or --model names one. `grid`: that model's labels decoded on the images' grids
+beside nnU-Net's resampled ones, and how its uncertainty ranks errors. `export`: from embeddings, or
+logits, to the label file of a large synthetic image of many classes. `accuracy`: the trainings that a study file
+lists, scored; what FOLDER holds of them is not run again. All print Markdown tables and write them, and all numbers as
+JSON, to FOLDER (`accuracy`: to FOLDER/accuracy). DATA is as for `real_data.py`.
 """
 
 import argparse
@@ -17,6 +21,8 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import real_data
 from benchmark_speed import Task, measure_all
@@ -46,6 +52,40 @@ def speed(arguments: argparse.Namespace) -> None:
         (folder / f"speed_{arguments.dataset}.json").write_text(json.dumps(result, indent=2))
     text = speed_report(result)
     (folder / f"speed_{arguments.dataset}.md").write_text(text + "\n")
+    print(text)
+
+
+def grid(arguments: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    from benchmark_grid import measure_grid
+    from benchmark_grid import report as grid_report
+
+    folder = arguments.folder.resolve()
+    name, _ = real_data.DATASETS[arguments.dataset]
+    os.environ |= real_data.prepare(arguments.dataset, arguments.data, folder, arguments.plans)
+    model = (arguments.model or real_data.run(arguments)).resolve()
+    splits = json.loads((folder / "nnUNet_preprocessed" / name / "splits_final.json").read_text())
+    cases = sorted(splits[real_data.FOLD]["val"])[: arguments.cases]
+    result = measure_grid(model, [real_data.FOLD], cases, torch.device(arguments.device))
+    (folder / f"grid_{arguments.dataset}.json").write_text(json.dumps(result, indent=2))
+    text = grid_report(result)
+    (folder / f"grid_{arguments.dataset}.md").write_text(text + "\n")
+    print(text)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    from benchmark_export import RESAMPLING, Case, measure_export
+    from benchmark_export import report as export_report
+
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    result = measure_export(
+        Case((arguments.slices, 512, 512), arguments.classes), [] if arguments.alone else list(RESAMPLING)
+    )
+    name = f"export_{arguments.slices}_{arguments.classes}"
+    (arguments.folder / f"{name}.json").write_text(json.dumps(result, indent=2))
+    text = export_report(result)
+    (arguments.folder / f"{name}.md").write_text(text + "\n")
     print(text)
 
 
@@ -86,6 +126,17 @@ def main() -> None:
     command.add_argument("--cases", type=int, default=5, help="validation cases to predict")
     command.add_argument("--growth", action="store_true", help="also with growing crops, classes, points, images")
     command.set_defaults(run=speed, plans="nnUNetPlans", trainer="SwIPETrainer")
+    command = commands.add_parser("grid", help="labels decoded on the images' grids, uncertainty")
+    real_data.add_arguments(command)
+    command.add_argument("--model", type=Path, help="trained model folder (default: train one)")
+    command.add_argument("--cases", type=int, default=40, help="validation cases")
+    command.set_defaults(run=grid, trainer="SwIPETrainer")
+    command = commands.add_parser("export", help="from embeddings or logits to label files, beside nnU-Net")
+    command.add_argument("--folder", type=Path, default=Path("real_data"), help="work folder")
+    command.add_argument("--slices", type=int, default=300, help="of 512 x 512 at 0.8 x 0.8 x 3 mm")
+    command.add_argument("--classes", type=int, default=60)
+    command.add_argument("--alone", action="store_true", help="without nnU-Net, which needs tens of GB")
+    command.set_defaults(run=export)
     command = commands.add_parser("accuracy", help="Dice, NSD, HD95 and calibration of the trainings of a study")
     command.add_argument("study", type=Path, help="study file")
     real_data.add_places(command)

@@ -13,7 +13,8 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from accuracy_study import Scale
-from nnunetv2_swipe.inference.grid import plain_network, predict_logits_on_grid
+from nnunetv2_swipe.inference.grid import predict_logits_on_grid
+from nnunetv2_swipe.inference.tiles import plain_network
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.label_statistics import foreground_structures

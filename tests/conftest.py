@@ -84,3 +84,20 @@ def tiny_input():
         return torch.cat((frame.expand(batch, *frame.shape), image), 1)
 
     return make
+
+
+@pytest.fixture
+def ellipsoid(tmp_path, monkeypatch):
+    """Factory make(direction, spacing, transpose) of an encoded image of `analytic_shapes`' ellipsoid."""
+    from analytic_shapes import Interpolated, preprocessed, write_ellipsoid
+
+    from nnunetv2_swipe.inference import encoded_image
+
+    monkeypatch.setattr(encoded_image, "TiledImage", Interpolated)
+
+    def make(direction, spacing, transpose=(0, 1, 2)):
+        file = tmp_path / "ellipsoid_0000.nii.gz"
+        write_ellipsoid(file, direction, spacing)
+        return encoded_image.EncodedImage(*preprocessed(file, transpose))
+
+    return make

@@ -140,13 +140,13 @@ def make_trainer(trainer, dataset, configuration, *, plans=PLANS, fold=0, edit=N
     return trainer(content, configuration, fold, dataset_json, torch.device("cpu"))
 
 
-def call_command(name, *arguments):
-    """Run a console command by its entry point in this process, its pools as a thread each.
+def call_command(name, *arguments, function=None):
+    """Run a console command by its entry point (or function) in this process, its pools as a thread each.
 
     Importing nnU-Net takes many seconds, in every process that a command starts.
     """
     importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")  # all of it, with the true pools
-    function = next(iter(entry_points(group="console_scripts", name=name))).load()
+    function = function or next(iter(entry_points(group="console_scripts", name=name))).load()
 
     def pool(*_, **__):
         return ThreadPool(1)

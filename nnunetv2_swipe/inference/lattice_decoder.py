@@ -8,7 +8,7 @@ given of a position (p^P with its Fourier features, p^I and p^S) is a sum over t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +37,11 @@ LENGTHS = 8
 def rows_per_chunk(device: torch.device) -> int:
     """Patches embedded, or positions decoded, at once in evaluation: few on the CPU, to stay in its cache."""
     return ROWS_PER_CHUNK.get(device.type, ROWS_PER_CHUNK_ELSEWHERE)
+
+
+def padding_of(n: int, device: torch.device) -> int:
+    """By how much to lengthen a chunk of n positions to one of a few lengths."""
+    return -n % (rows_per_chunk(device) // LENGTHS)
 
 
 class _Part(NamedTuple):
@@ -69,13 +74,20 @@ class LatticeDecoder:
         axes = positions or [torch.arange(n) for n in self._crop]
         self._positions = [p.to(self.device, torch.float32)[:, None] for p in axes]
         self.size = tuple(map(len, axes))
+        sizes = zip(self._positions, network.config.patch_size, self._grid, strict=True)
+        own = [patch_index(p, (s,), (g,)) for p, s, g in sizes]
+        # the patches that decode the lattice, with their neighbours for blending
+        spans = [torch.aminmax(index) for index in own]
+        self._first = [max(0, int(low) - 1) for low, _ in spans]
+        ends = [int(high) + 2 for _, high in spans]
+        box = (slice(None), *[slice(first, end) for first, end in zip(self._first, ends, strict=True)])
+        patches = embeddings.patch[box]
+        self._table_shape = patches.shape[1:-1]
         with network_precision(self.device):
-            self._patch_table = network.patch_decoder.patch_layer(embeddings.patch).flatten(0, -2)
+            self._patch_table = network.patch_decoder.patch_layer(patches).flatten(0, -2)
             image = network.image_term(embeddings.image)
         with full_precision(self.device):
             self._prepare(embeddings.source_frame, image)
-        sizes = zip(self._positions, network.config.patch_size, self._grid, strict=True)
-        own = [patch_index(p, (s,), (g,)) for p, s, g in sizes]
         self._own = self._first_axes(own[:-1]), self._last_axis(own[-1])
 
     def _prepare(self, frame: Tensor | None, image: Tensor | None) -> None:
@@ -103,15 +115,15 @@ class LatticeDecoder:
     def _first_axes(self, patches: Sequence[Tensor]) -> _Part:
         """The axes before the last one, given the patch (n, 1) of every position along each."""
         table = self._terms(0, patches[0]) + self._constant[:, None]
-        patch = patches[0][:, 0]
+        row = patches[0][:, 0] - self._first[0]
         for axis in range(1, len(patches)):
             table = (table[:, :, None] + self._terms(axis, patches[axis])[:, None]).flatten(1, 2)
-            patch = (patch[:, None] * self._grid[axis] + patches[axis][:, 0]).flatten()
-        return self._part(table, patch * self._grid[-1])
+            row = (row[:, None] * self._table_shape[axis] + patches[axis][:, 0] - self._first[axis]).flatten()
+        return self._part(table, row * self._table_shape[-1])
 
     def _last_axis(self, patches: Tensor) -> _Part:
         """Likewise, the last axis."""
-        return self._part(self._terms(len(self._grid) - 1, patches), patches[:, 0])
+        return self._part(self._terms(len(self._grid) - 1, patches), patches[:, 0] - self._first[-1])
 
     def _terms(self, axis: int, patches: Tensor) -> Tensor:
         """What the first layer makes of the positions along an axis, (1 or B, n, features) float32."""
@@ -151,17 +163,26 @@ class LatticeDecoder:
 
     def _blended(self, index: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
+        for logits, weight in self._of_nearest(index):
+            total = total + logits * weight[:, None]
+        return total
+
+    def of_nearest(self, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (M, K) by each of the 2^D nearest patches, and its weight (M,); M no longer than a chunk."""
+        ((part, n),) = self._chunks(index)
+        for logits, weight in self._of_nearest(part):
+            yield logits[:n], weight[:n]
+
+    def _of_nearest(self, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for (first, first_weight), (last, last_weight) in self._nearest:
             row, column = index // len(last_weight), index % len(last_weight)
             weight = first_weight[row % len(first_weight)] * last_weight[column]
-            total = total + self._decode(index, first, last) * weight[:, None]
-        return total
+            yield self._decode(index, first, last), weight
 
     def _chunks(self, index: Tensor) -> list[tuple[Tensor, int]]:
         """Parts of the positions, filled up to one of a few lengths, and the positions in each."""
-        longest = rows_per_chunk(self.device)
-        multiple = longest // LENGTHS
-        return [(F.pad(part, (0, -len(part) % multiple)), len(part)) for part in index.split(longest)]
+        parts = index.split(rows_per_chunk(self.device))
+        return [(F.pad(part, (0, padding_of(len(part), self.device))), len(part)) for part in parts]
 
     def _decode(self, index: Tensor, first: _Part, last: _Part) -> Tensor:
         """Logits (M, K) of positions by the patches that the parts name."""

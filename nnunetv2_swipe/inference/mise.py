@@ -1,16 +1,68 @@
 """Dense label fields from a continuous decoder, coarse to fine (MISE, after Mescheder et al., CVPR 2019)."""
 
+from __future__ import annotations
+
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from nnunetv2_swipe.config import SwIPEConfig
+
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 
 Decode = Callable[[Tensor], Tensor]
 """Voxels (M,), numbered in raster order through all crops of a batch -> their logits (M, K), float32."""
+
+
+class FieldDecoder(Protocol):
+    """What decodes the points of lattices, one in each crop of a batch."""
+
+    batch: int
+    """Number of crops."""
+    size: tuple[int, ...]
+    """Points per axis."""
+    device: torch.device
+
+    def own(self, index: Tensor) -> Tensor:
+        """Logits (M, K) float32 of points by the patch each lies in; index (M,) counts through all crops."""
+
+    def blended(self, index: Tensor) -> Tensor:
+        """As `own`, by the nearest patches, blended."""
+
+
+def decode_field(decoder: FieldDecoder, config: SwIPEConfig, levels: int) -> Tensor:
+    """Logits (B, K, *size) float32, decoded as the plan says: MISE of some levels, own or blended.
+
+    Unless every point is decoded, blending is left to those next to a border between own-patch labels.
+    """
+    blended = config.decoding == "blended"
+    everywhere = blended and levels == 0
+    logits = decode_coarse_to_fine(
+        decoder.blended if everywhere else decoder.own,
+        decoder.batch,
+        decoder.size,
+        levels=levels,
+        margin=config.mise_margin,
+        regions=config.regions,
+        device=decoder.device,
+    )
+    if blended and not everywhere:
+        redecode_borders(decoder.blended, logits, margin=config.mise_margin, regions=config.regions)
+    return logits
+
+
+def levels_of_lattice(levels: int, positions: Sequence[Tensor]) -> int:
+    """MISE levels whose coarsest step is no longer, in voxels, than that of `levels` on the lattice of voxels."""
+    if levels == 0:
+        return 0
+    step = max((abs(float(p[1] - p[0])) for p in positions if len(p) > 1), default=1.0)
+    return max(0, levels - math.ceil(math.log2(step) - 1e-6))
 
 
 def decode_coarse_to_fine(

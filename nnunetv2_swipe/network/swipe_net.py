@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunetv2_swipe.config import SwIPEConfig
 from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, rows_per_chunk
-from nnunetv2_swipe.inference.mise import decode_coarse_to_fine, redecode_borders
+from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
 from nnunetv2_swipe.network.backbones import build_backbone
 from nnunetv2_swipe.network.coordinates import (
     N_SOURCE_AXES,
@@ -197,8 +197,6 @@ class SwIPENet(nn.Module):
     def decode_dense(self, embeddings: Embeddings, positions: Sequence[Tensor] | None = None) -> Tensor:
         """Logits on a lattice in the crops, decoded as the plan says: MISE, own or blended.
 
-        Unless every position is decoded, blending is left to those next to a border between own-patch labels.
-
         Args:
             embeddings: Output of `encode`.
             positions: Positions of the lattice along each axis, evenly spaced, in voxels of the crop; default: the
@@ -207,23 +205,10 @@ class SwIPENet(nn.Module):
         Returns:
             (B, K, *lattice) float32.
         """
-        config = self.config
-        decoder = LatticeDecoder(self, embeddings, positions)
-        levels = config.mise_levels if positions is None else _levels_of_lattice(config.mise_levels, positions)
-        blended = config.decoding == "blended"
-        everywhere = blended and levels == 0
-        logits = decode_coarse_to_fine(
-            decoder.blended if everywhere else decoder.own,
-            decoder.batch,
-            decoder.size,
-            levels=levels,
-            margin=config.mise_margin,
-            regions=config.regions,
-            device=decoder.device,
-        )
-        if blended and not everywhere:
-            redecode_borders(decoder.blended, logits, margin=config.mise_margin, regions=config.regions)
-        return logits
+        levels = self.config.mise_levels
+        if positions is not None:
+            levels = levels_of_lattice(levels, positions)
+        return decode_field(LatticeDecoder(self, embeddings, positions), self.config, levels)
 
     def image_term(self, z_image: Tensor) -> Tensor | None:
         """What z^I (B, d) adds to the first layer of D^P, (B, features), if anything."""
@@ -324,11 +309,3 @@ class SwIPENet(nn.Module):
         with network_precision(points.device):
             term = self.image_decoder.image_layer(z_image)[:, None]
             return self.image_decoder(p_image, term).float()
-
-
-def _levels_of_lattice(levels: int, positions: Sequence[Tensor]) -> int:
-    """MISE levels whose coarsest step is no longer, in voxels, than that of `levels` on the lattice of voxels."""
-    if levels == 0:
-        return 0
-    step = max((abs(float(p[1] - p[0])) for p in positions if len(p) > 1), default=1.0)
-    return max(0, levels - math.ceil(math.log2(step) - 1e-6))

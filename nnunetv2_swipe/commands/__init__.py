@@ -1,0 +1,1 @@
+"""Commands of our own; those of nnU-Net work as they are."""

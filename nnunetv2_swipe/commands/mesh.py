@@ -1,0 +1,87 @@
+"""`nnUNetv2_swipe_mesh`: closed surfaces of every class, in millimetres of the patient."""
+
+import argparse
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
+from nnunetv2_swipe.inference.surfaces import Mesh
+
+FORMATS = ("stl", "ply", "vtp", "obj")
+
+
+def main() -> None:
+    """Entry point."""
+    run(_parser(), write_meshes)
+
+
+def write_meshes(arguments: argparse.Namespace) -> None:
+    """Write CASE_CLASS.FORMAT for each case and class.
+
+    Raises:
+        ValueError: Something of the input cannot be used; it is named.
+        OSError: A folder cannot be read or written.
+    """
+    if arguments.spacing is not None and not arguments.spacing > 0:
+        raise ValueError(f"--spacing is {arguments.spacing}; it must be above 0.")
+    predictor = make_predictor(arguments)
+    unknown = [name for name in arguments.classes or () if name not in predictor.channels]
+    if unknown:
+        raise ValueError(f"There is no class {unknown[0]!r}; there are {', '.join(predictor.channels)}.")
+    if find_spec("pyvista") is None:
+        raise ValueError("Writing surfaces needs PyVista: pip install 'nnunetv2-swipe[mesh]'")
+    names = arguments.classes or list(predictor.channels)
+    cases = predictor.cases(arguments.i, arguments.prev_stage_predictions)
+    for case, (files, previous) in tqdm(cases.items(), unit="case", disable=arguments.disable_progress_bar):
+        image = predictor.encode(files, previous)
+        if min(image.grid.shape) == 1:
+            raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
+        for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
+            if len(mesh.faces) == 0:
+                tqdm.write(f"{case} holds no {name}.")
+                continue
+            file = f"{case}_{name.replace(os.sep, '_')}.{arguments.format}"
+            write_mesh(mesh, Path(arguments.o) / file, ras=arguments.coordinates == "RAS")
+
+
+def write_mesh(mesh: Mesh, file: Path, *, ras: bool = False) -> None:
+    """Write a surface; the file's ending names the format (STL, PLY, VTP or OBJ).
+
+    Args:
+        mesh: In LPS.
+        file: Where.
+        ras: Write it in RAS, the coordinates of NIfTI (towards the right, front and head), instead of LPS, those of
+            DICOM and ITK.
+    """
+    from pyvista import PolyData
+
+    vertices = mesh.vertices * np.array([-1.0, -1.0, 1.0]) if ras else mesh.vertices
+    unfinished = file.with_name(f".unfinished_{file.name}")
+    PolyData.from_regular_faces(vertices, mesh.faces).save(unfinished)
+    unfinished.replace(file)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_swipe_mesh",
+        description="Write one closed surface per class and case, found in the occupancy field that a SwIPE model "
+        "decodes anywhere. Positions are in millimetres.",
+    )
+    add_model_arguments(parser, written="surfaces")
+    add = parser.add_argument
+    add("--format", choices=FORMATS, default="stl", help="file format (default: stl)")
+    add(
+        "--spacing", type=float, metavar="MM", help="edge of the cells searched (default: the image's smallest spacing)"
+    )
+    add("--classes", nargs="+", metavar="NAME", help="names in dataset.json (default: all but the background)")
+    add(
+        "--coordinates",
+        choices=("LPS", "RAS"),
+        default="LPS",
+        help="LPS as in DICOM and ITK (default), or RAS as in NIfTI",
+    )
+    return parser

@@ -1,0 +1,106 @@
+"""`nnUNetv2_swipe_predict`: `nnUNetv2_predict` with labels decoded on any grid."""
+
+import argparse
+import os
+from pathlib import Path
+
+from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
+from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
+from nnunetv2_swipe.inference.output_grid import OutputGrid
+from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+from nnunetv2_swipe.inference.tiles import UNCERTAINTIES
+
+DEFAULT_PROCESSES = 3
+
+
+def main() -> None:
+    """Entry point."""
+    run(_parser(), predict)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Check everything that can be checked, then predict.
+
+    Raises:
+        ValueError: Something of the input cannot be used; it is named.
+        OSError: A folder cannot be read or written.
+    """
+    if not 0 <= arguments.part_id < arguments.num_parts:
+        raise ValueError(f"-part_id is {arguments.part_id}; with -num_parts {arguments.num_parts} it counts from 0.")
+    predictor = make_predictor(arguments)
+    predictor.uncertainties = _uncertainties(arguments)
+    predictor.output_grid = _output_grid(arguments, predictor)
+    predictor.predict_from_files(
+        arguments.i,
+        arguments.o,
+        save_probabilities=arguments.save_probabilities,
+        overwrite=not arguments.continue_prediction,
+        num_processes_preprocessing=arguments.npp,
+        num_processes_segmentation_export=arguments.nps,
+        folder_with_segs_from_prev_stage=arguments.prev_stage_predictions,
+        num_parts=arguments.num_parts,
+        part_id=arguments.part_id,
+    )
+
+
+def _uncertainties(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The maps that `--save_uncertainty` asks for; by itself it asks for the sum."""
+    if arguments.save_uncertainty is None:
+        return ()
+    if "mirroring" in arguments.save_uncertainty and arguments.disable_tta:
+        raise ValueError("--save_uncertainty mirroring: there is no mirroring with --disable_tta.")
+    if "folds" in arguments.save_uncertainty and len(arguments.f) == 1:
+        raise ValueError("--save_uncertainty folds: name several folds by -f.")
+    return tuple(arguments.save_uncertainty) or ("uncertainty",)
+
+
+def _output_grid(arguments: argparse.Namespace, predictor: SwIPEPredictor) -> OutputGrid:
+    """The grid that the arguments ask for."""
+    like = None if arguments.like is None else _grid_of_file(arguments.like, predictor)
+    spacing = None if arguments.spacing is None else tuple(arguments.spacing)
+    return OutputGrid(spacing=spacing, size=None if arguments.size is None else tuple(arguments.size), like=like)
+
+
+def _grid_of_file(file: str, predictor: SwIPEPredictor) -> Grid:
+    """The grid of an image, as the model's reader reads it."""
+    if not Path(file).is_file():
+        raise ValueError(f"The image {file} does not exist.")
+    image, properties = predictor.plans_manager.image_reader_writer_class().read_images([file])
+    return grid_of_image(properties, image.shape[1:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_swipe_predict",
+        description="Predict with a model of a SwIPE trainer. Used like nnUNetv2_predict, but labels are decoded on "
+        "the grid of the output, by default that of each image: nothing is resampled.",
+    )
+    add_model_arguments(parser, written="label maps")
+    grid = parser.add_mutually_exclusive_group()
+    grid.add_argument(
+        "--spacing", nargs="+", type=float, metavar="MM", help="spacing of the output along x, y (and z), in mm"
+    )
+    grid.add_argument("--size", nargs="+", type=int, metavar="N", help="points of the output along x, y (and z)")
+    grid.add_argument("--like", metavar="IMAGE", help="write every label map on the grid of this image")
+    add = parser.add_argument
+    add("--save_probabilities", action="store_true", help="write probabilities, too (CASE.npz)")
+    add(
+        "--save_uncertainty",
+        nargs="*",
+        choices=UNCERTAINTIES,
+        metavar="PART",
+        help="write the variance of labels, too (uncertainty/CASE.nii.gz), or parts of it (PART/CASE.nii.gz): "
+        + ", ".join(UNCERTAINTIES),
+    )
+    add("--not_on_device", action="store_true", help="without effect: results are in main memory anyway")
+    add("--continue_prediction", "--c", action="store_true", help="leave cases alone that are predicted already")
+    add("-npp", type=int, default=_processes("nnUNet_npp"), help="processes that preprocess; 0: none but this one")
+    add("-nps", type=int, default=_processes("nnUNet_nps"), help="threads that write files")
+    add("-num_parts", type=int, default=1, help="of so many calls that share the cases")
+    add("-part_id", type=int, default=0, help="this is number (from 0)")
+    return parser
+
+
+def _processes(variable: str) -> int:
+    """nnU-Net's default, which its environment variables override."""
+    return int(os.environ.get(variable, DEFAULT_PROCESSES))

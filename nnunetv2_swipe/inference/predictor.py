@@ -1,0 +1,313 @@
+"""SwIPEPredictor: nnU-Net's predictor, its labels decoded on the grid that is asked for instead of resampled logits."""
+
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+from nnunetv2_swipe.inference.case_files import CaseFiles
+from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
+from nnunetv2_swipe.inference.geometry import Grid, grid_of_image, properties_on_grid
+from nnunetv2_swipe.inference.output_grid import OutputGrid
+from nnunetv2_swipe.inference.tiles import UNCERTAINTIES, swipe_network
+
+
+class SwIPEPredictor(nnUNetPredictor):
+    """Predicts with a model of a SwIPE trainer; everything is used as in `nnUNetPredictor`.
+
+    Label maps, and probabilities if asked for, are decoded on the output grid. Files appear when they are complete.
+
+    Args:
+        output_grid: The grid of what is written; default: that of each image.
+        uncertainties: Names of maps to write, each to a folder of its name: those of `UNCERTAINTIES`, or "uncertainty",
+            their sum.
+        options: Those of `nnUNetPredictor`.
+    """
+
+    def __init__(
+        self,
+        *,
+        output_grid: OutputGrid | None = None,
+        uncertainties: Sequence[str] = (),
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(**{"perform_everything_on_device": False, **options})  # embeddings are in main memory
+        self.output_grid = output_grid or OutputGrid()
+        self.uncertainties = tuple(uncertainties)
+
+    def initialize_from_trained_model_folder(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """As nnU-Net's.
+
+        Raises:
+            ValueError: The model is of another trainer.
+        """
+        super().initialize_from_trained_model_folder(*args, **kwargs)
+        swipe_network(self)
+
+    def encode(self, image_files: Sequence[str | Path], previous_stage: str | Path | None = None) -> EncodedImage:
+        """Encode a case, to be asked for labels at any positions and on any grids.
+
+        Args:
+            image_files: One file for each channel, in their order.
+            previous_stage: Of a cascade, the previous stage's label map.
+
+        Raises:
+            ValueError: Files are missing or cannot be read, or the previous stage is.
+        """
+        files = list(map(str, image_files))
+        previous = None if previous_stage is None else str(previous_stage)
+        self._check_case(files, previous)
+        return EncodedImage(self, *self._preprocess(files, previous))
+
+    def encode_array(
+        self, image: np.ndarray, properties: Mapping[str, Any], previous_stage: np.ndarray | None = None
+    ) -> EncodedImage:
+        """As `encode`, of what nnU-Net's reader reads.
+
+        Args:
+            image: (channels, z, y, x).
+            properties: What the reader says of it; "spacing" (z, y, x) at least.
+            previous_stage: Of a cascade, the previous stage's label map (1, z, y, x).
+        """
+        return EncodedImage(self, *self._preprocess_array(image, properties, previous_stage))
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """The number, among the K of probabilities, of every class or region by its name in dataset.json."""
+        return named_channels(self)
+
+    def cases(self, folder: str, previous_stage: str | None = None) -> dict[str, tuple[list[str], str | None]]:
+        """The files of every case in a folder and, of a cascade, the previous stage's label map.
+
+        Raises:
+            ValueError: A case lacks a channel or the previous stage's labels.
+        """
+        images, _, previous = self._manage_input_and_output_lists(folder, None, previous_stage)
+        ending = len("_0000" + self.dataset_json["file_ending"])
+        return {Path(f[0]).name[:-ending]: (f, p) for f, p in zip(images, previous, strict=True)}
+
+    def _preprocess(self, image_files: list[str], previous_stage: str | None) -> tuple[torch.Tensor, dict[str, Any]]:
+        reader = self.plans_manager.image_reader_writer_class()
+        image, properties = reader.read_images(image_files)
+        labels = None if previous_stage is None else reader.read_seg(previous_stage)[0]
+        try:
+            return self._preprocess_array(image, properties, labels)
+        except ValueError as error:
+            raise ValueError(f"Case {', '.join(image_files)}: {error}") from error
+
+    def _preprocess_array(
+        self, image: np.ndarray, properties: Mapping[str, Any], previous_stage: np.ndarray | None
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        properties = dict(properties)
+        data, seg, properties_after = self.configuration_manager.preprocessor_class(
+            verbose=self.verbose_preprocessing
+        ).run_case_npy(
+            image, previous_stage, properties, self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        if previous_stage is not None:
+            one_hot = convert_labelmap_to_one_hot(seg[0], self.label_manager.foreground_labels, data.dtype)
+            data = np.concatenate((data, one_hot))
+        return torch.from_numpy(data), properties_after
+
+    def _manage_input_and_output_lists(self, *args: Any, **kwargs: Any) -> tuple[list, list, list]:  # noqa: ANN401
+        """As nnU-Net's; whatever would fail later is found before the first case.
+
+        Raises:
+            ValueError: A case lacks a channel or the previous stage's labels, or the output does not fit on the disk.
+        """
+        try:
+            images, outputs, previous = super()._manage_input_and_output_lists(*args, **kwargs)
+        except IndexError as error:
+            raise ValueError(f"Images must be named CASE_0000{self.dataset_json['file_ending']} and so on.") from error
+        for files, segmentation in zip(images, previous, strict=True):
+            self._check_case(files, segmentation)
+        if outputs:
+            self._check_space(images, Path(outputs[0]).parent)
+        return images, outputs, previous
+
+    def _check_case(self, files: Sequence[str], previous_stage: str | None) -> None:
+        names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
+        found = sum(_header(f).GetNumberOfComponents() for f in files)
+        if found < len(names):
+            raise ValueError(
+                f"{', '.join(files)}: found {found} of the {len(names)} channels ({', '.join(names)}). Is the file of "
+                "a channel missing?"
+            )
+        if self.configuration_manager.previous_stage_name is None:
+            return
+        if previous_stage is None or not Path(previous_stage).is_file():
+            raise ValueError(f"{files[0]}: the previous stage's label map {previous_stage or ''} is missing.")
+
+    def _check_space(self, images: Sequence[list[str]], folder: Path) -> None:
+        """ValueError if the label maps of other grids than the images' do not fit on the disk."""
+        if self.output_grid == OutputGrid():
+            return
+        bytes_of_voxel = 2 + 4 * len(self.uncertainties)
+        needed = bytes_of_voxel * sum(math.prod(self.output_grid.of(_box_of_file(f[0])).shape) for f in images)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise ValueError(
+                f"The label maps would take up to {needed / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB left. "
+                "Ask for a coarser grid, or free space."
+            )
+
+    def _internal_get_data_iterator_from_lists_of_filenames(
+        self,
+        input_list_of_lists: list[list[str]],
+        seg_from_prev_stage_files: list[str | None],
+        output_filenames_truncated: list[str] | None,
+        num_processes: int,
+    ) -> Iterable[dict[str, Any]]:
+        """As nnU-Net's; without processes the images are preprocessed here."""
+        arguments = (input_list_of_lists, seg_from_prev_stage_files, output_filenames_truncated)
+        if num_processes:
+            return super()._internal_get_data_iterator_from_lists_of_filenames(*arguments, num_processes)
+        return self._preprocessed(*arguments)
+
+    def _preprocessed(
+        self, images: list[list[str]], previous: list[str | None], outputs: list[str] | None
+    ) -> Iterator[dict[str, Any]]:
+        names: Sequence[str | None] = outputs or [None] * len(images)
+        for files, segmentation, output in zip(images, previous, names, strict=True):
+            data, properties = self._preprocess(files, segmentation)
+            yield {"data": data, "data_properties": properties, "ofile": output}
+
+    def predict_from_data_iterator(
+        self,
+        data_iterator: Iterable[dict[str, Any]],
+        save_probabilities: bool = False,
+        num_processes_segmentation_export: int = default_num_processes,
+    ) -> list[Any]:
+        """As nnU-Net's; label maps are on the output grid. Files are written by as many threads.
+
+        Returns:
+            For each case None if its files were written, else its label map or, with `save_probabilities`, the label
+            map and the probabilities.
+        """
+        results: list[Future] = []
+        with ThreadPoolExecutor(max(1, num_processes_segmentation_export)) as writers:
+            for case in data_iterator:
+                busy = [r for r in results if not r.done()]
+                if len(busy) > num_processes_segmentation_export:  # of the label maps no more wait than are written
+                    wait(busy, return_when=FIRST_COMPLETED)
+                for result in results:
+                    if result.done():
+                        result.result()  # a file that cannot be written ends the run now
+                results.append(self._predict_case(case, writers, save_probabilities=save_probabilities))
+        empty_cache(self.device)
+        return [result.result() for result in results]
+
+    def predict_from_files_sequential(
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
+        save_probabilities: bool = False,
+        overwrite: bool = True,
+        folder_with_segs_from_prev_stage: str | None = None,
+    ) -> list[Any] | None:
+        """As `predict_from_files`, without further processes."""
+        return self.predict_from_files(
+            list_of_lists_or_source_folder,
+            output_folder_or_list_of_truncated_output_files,
+            save_probabilities,
+            overwrite,
+            num_processes_preprocessing=0,
+            num_processes_segmentation_export=0,
+            folder_with_segs_from_prev_stage=folder_with_segs_from_prev_stage,
+        )
+
+    def predict_single_npy_array(
+        self,
+        input_image: np.ndarray,
+        image_properties: dict,
+        segmentation_previous_stage: np.ndarray | None = None,
+        output_file_truncated: str | None = None,
+        save_or_return_probabilities: bool = False,
+    ) -> Any:  # noqa: ANN401
+        """As nnU-Net's; the label map is on the output grid."""
+        data, properties = self._preprocess_array(input_image, image_properties, segmentation_previous_stage)
+        case = {"data": data, "data_properties": properties, "ofile": output_file_truncated}
+        return self.predict_from_data_iterator([case], save_or_return_probabilities, 0)[0]
+
+    def _predict_case(self, case: dict[str, Any], writers: ThreadPoolExecutor, *, save_probabilities: bool) -> Future:
+        data, output = case["data"], case["ofile"]
+        if isinstance(data, str):  # nnU-Net's queues pass large arrays as files
+            file = Path(data)
+            data = torch.from_numpy(np.load(file))
+            file.unlink()
+        image = EncodedImage(self, data, case["data_properties"], keep=bool(self.uncertainties))
+        grid = self.output_grid.of(image.grid)
+        if output is None:
+            found = self._labels_and_probabilities(image, grid) if save_probabilities else image.labels(grid)
+            return writers.submit(lambda: found)
+        if self.allow_tqdm:
+            print(f"Predicting {Path(output).name}")
+        properties = case["data_properties"]
+        if grid is not image.grid:
+            properties = properties_on_grid(properties, grid)
+        with CaseFiles(Path(output)).removed_on_error() as files:
+            if self.uncertainties:
+                maps = image.uncertainty(grid)
+                for name in self.uncertainties:
+                    values = maps.sum(0) if name == "uncertainty" else maps[UNCERTAINTIES.index(name)]
+                    files.write_map(name, values, grid)
+            if save_probabilities:
+                labels, probabilities = self._labels_and_probabilities(image, grid)
+            else:
+                labels = image.labels(grid, files.empty_label_map(grid.shape, image.label_dtype))
+                probabilities = None
+        return writers.submit(self._write, files, grid, labels, probabilities, properties)
+
+    def _labels_and_probabilities(self, image: EncodedImage, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+        probabilities = image.probabilities(grid)
+        labels = np.asarray(self.label_manager.convert_probabilities_to_segmentation(probabilities))
+        return labels.astype(image.label_dtype), probabilities
+
+    def _write(
+        self,
+        files: CaseFiles,
+        grid: Grid,
+        labels: np.ndarray,
+        probabilities: np.ndarray | None,
+        properties: dict[str, Any],
+    ) -> None:
+        ending, writer = self.dataset_json["file_ending"], self.plans_manager.image_reader_writer_class()
+        with files.removed_on_error():
+            if probabilities is not None:
+                files.write_probabilities(probabilities, properties)
+            files.write_labels(labels, grid, ending, writer, properties)
+            files.finish(ending)
+
+
+def _header(file: str) -> sitk.ImageFileReader:
+    """What the header of an image file says."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(file)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ValueError(f"The image {file} cannot be read: {str(error).splitlines()[-1]}") from error
+    return reader
+
+
+def _n_channels(header: sitk.ImageFileReader) -> int:
+    """Channels of a file: one, those of a colour image, or as many as it is long along a fourth axis."""
+    return header.GetNumberOfComponents() * math.prod(header.GetSize()[3:])
+
+
+def _box_of_file(file: str) -> Grid:
+    """A grid of an image's size and spacing, from the header of its file."""
+    header = _header(file)
+    spacing, size = header.GetSpacing()[:3], header.GetSize()[2::-1]
+    properties = {"sitk_stuff": {"spacing": spacing, "origin": [0.0] * len(spacing), "direction": np.eye(len(spacing))}}
+    return grid_of_image(properties, (1,) * (3 - len(size)) + size)

@@ -1,0 +1,362 @@
+"""An image as nnU-Net's overlapping tiles, embedded, and decoded anywhere: folds, mirroring, blended tiles.
+
+The logits of a position are the mean, over folds and mirrored passes, of those of the tiles around it, with nnU-Net's
+Gaussian weights. So an image is never held as logits: its labels are decided block by block.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import Tensor, nn
+
+from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, padding_of, rows_per_chunk
+from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
+from nnunetv2_swipe.network.coordinates import flat_index, unravel
+from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
+
+_GAUSSIAN_WIDTH = 1 / 8
+"""Standard deviation of the tiles' weights, in tiles: nnU-Net's."""
+_VALUES_PER_BLOCK, _POINTS_PER_BLOCK = 1 << 24, 1 << 21
+"""Logits and points of a block at most; decoding takes several times their memory."""
+
+
+UNCERTAINTIES = ("labels", "patches", "mirroring", "folds")
+"""What varies: labels, given their probabilities; and these, over nearest patches, mirrored passes and folds."""
+
+
+class _Tile(NamedTuple):
+    """Voxels [start, end) of the padded image along z, y and x; of a 2D configuration one slice."""
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+
+
+class _Pass(NamedTuple):
+    """A tile as one fold sees it, mirrored along some of the network's axes."""
+
+    network: SwIPENet
+    mirrored: tuple[int, ...]
+    embeddings: Embeddings
+
+    def on(self, device: torch.device) -> Embeddings:
+        """Its embeddings where they are to be decoded."""
+        frame = self.embeddings.source_frame
+        return self.embeddings._replace(
+            patch=self.embeddings.patch.to(device),
+            image=self.embeddings.image.to(device),
+            source_frame=None if frame is None else frame.to(device),
+        )
+
+    def mirror(self, axis: int, positions: Tensor) -> Tensor:
+        """Positions along one of the network's axes, in voxels of the tile, as this pass sees them."""
+        return self.embeddings.size[axis] - 1 - positions if axis in self.mirrored else positions
+
+
+class TiledImage:
+    """A preprocessed image, to be decoded at any positions.
+
+    Args:
+        predictor: nnU-Net's predictor, holding a model of a SwIPE trainer.
+        image: Preprocessed image with its source channels, (channels, z, y, x), what SwIPE's preprocessor returns as a
+            tensor; of a cascade, with the previous stage's segmentation one-hot behind it.
+        keep: Keep the embeddings of all tiles; else those before a lattice are forgotten when it is decoded.
+
+    Attributes:
+        shape: Of the preprocessed image, (z, y, x).
+        num_classes: Segmentation heads K.
+        n_mirrored: Mirrored passes of each tile and fold, with the one that is not.
+        config: Settings of the network.
+        device: Where it is decoded.
+
+    Raises:
+        ValueError: The model is not of a SwIPE trainer.
+    """
+
+    def __init__(self, predictor: nnUNetPredictor, image: Tensor, *, keep: bool = False) -> None:
+        self._networks = _networks(predictor)
+        self.config = self._networks[0].config
+        self.shape = tuple(image.shape[1:])
+        self.num_classes = predictor.label_manager.num_segmentation_heads
+        self.device = predictor.device
+        self._gaussian = predictor.use_gaussian
+        self._mirrored = _mirrored(predictor)
+        self.n_mirrored = len(self._mirrored)
+        self._image, inside = pad_nd_image(
+            image, predictor.configuration_manager.patch_size, "constant", {"value": 0}, return_slicer=True
+        )
+        self._padding = torch.tensor([part.start for part in inside[1:]])
+        slicers = predictor._internal_get_sliding_window_slicers(self._image.shape[1:])
+        self._tiles = [_tile(slicer[1:]) for slicer in slicers]
+        self._keep = keep
+        self._embedded: dict[_Tile, list[_Pass]] = {}
+
+    def blocks(self, positions: Sequence[Tensor]) -> list[tuple[slice, ...]]:
+        """Parts of a lattice to decode one after the other: between the beginnings of tiles, and not too large.
+
+        In raster order, so that every tile is embedded once.
+
+        Args:
+            positions: Of the lattice along z, y and x, ascending, in voxels of the image.
+        """
+        parts = []
+        for axis, (p, padding) in enumerate(zip(positions, self._padding, strict=True)):
+            starts = torch.tensor(sorted({tile.start[axis] for tile in self._tiles})[1:])
+            borders = torch.searchsorted(p, starts - padding - 0.5).tolist()
+            parts.append([slice(a, b) for a, b in itertools.pairwise([0, *borders, len(p)]) if b > a])
+        return list(itertools.product(*_bounded(parts, min(_VALUES_PER_BLOCK // self.num_classes, _POINTS_PER_BLOCK))))
+
+    @torch.inference_mode()
+    def decode_lattice(self, positions: Sequence[Tensor]) -> Tensor:
+        """Logits (K, *lattice) float32 of positions along z, y and x, ascending and evenly spaced, in voxels.
+
+        They are decoded as the plan says: MISE, own or blended. In 2D those of the nearest slice.
+        """
+        self._forget_before(positions)
+        levels = levels_of_lattice(self.config.mise_levels, positions[-self.config.dims :])
+        return decode_field(_Block(self, positions), self.config, levels)[0]
+
+    @torch.inference_mode()
+    def variance_lattice(self, positions: Sequence[Tensor]) -> Tensor:
+        """Variances (4, *lattice) float32, one for each of `UNCERTAINTIES`, summed over classes.
+
+        Every position is decoded, by all its nearest patches. By the law of total variance they add up to that of the
+        label given the mean probabilities.
+        """
+        self._forget_before(positions)
+        block = _Block(self, positions)
+        index = torch.arange(math.prod(block.size), device=self.device)
+        parts = [block.variances(i) for i in index.split(rows_per_chunk(self.device))]
+        return torch.cat(parts).T.unflatten(1, block.size)
+
+    @torch.inference_mode()
+    def decode(self, points: Tensor) -> Tensor:
+        """Logits (M, K) float32 of positions (M, 3) in voxels of the image; in 2D those of the nearest slice."""
+        return torch.cat([self._decode(part) for part in points.split(rows_per_chunk(self.device))])
+
+    def _decode(self, points: Tensor) -> Tensor:
+        points = points + self._padding
+        total = torch.zeros(len(points), self.num_classes, device=self.device)
+        weights = torch.zeros(len(points), device=self.device)
+        for tile in self._tiles:
+            start, end = torch.tensor(tile.start), torch.tensor(tile.end)
+            inside = ((points >= start - 0.5) & (points < end - 0.5)).all(1).nonzero()[:, 0]
+            if len(inside) == 0:
+                continue
+            within = points[inside] - start
+            weight = torch.stack([self._weight(tile, axis, within[:, axis]) for axis in range(3)]).prod(0)
+            inside, weight = inside.to(self.device), weight.to(self.device)
+            weights[inside] += weight
+            logits = _mean(self._decode_pass(p, within[:, -self.config.dims :]) for p in self.passes(tile))
+            total[inside] += logits * weight[:, None]
+        return total / weights[:, None]
+
+    def _decode_pass(self, by: _Pass, within: Tensor) -> Tensor:
+        points = torch.stack([by.mirror(axis, p) for axis, p in enumerate(within.unbind(1))], 1).to(self.device)
+        n = len(points)
+        points = F.pad(points, (0, 0, 0, padding_of(n, self.device)))
+        sample = torch.zeros(len(points), dtype=torch.int64, device=self.device)
+        decode = by.network.decode_blended if self.config.decoding == "blended" else by.network.decode
+        return decode(by.on(self.device), points, sample)[:n]
+
+    def _forget_before(self, positions: Sequence[Tensor]) -> None:
+        """Drop the embeddings of tiles that end before a lattice, unless they are kept."""
+        if not self._keep:
+            first = positions[0][0] + self._padding[0]
+            self._embedded = {t: passes for t, passes in self._embedded.items() if t.end[0] - 0.5 > first}
+
+    def passes(self, tile: _Tile) -> list[_Pass]:
+        """The embeddings of a tile by every fold, mirrored in every way; computed when first asked for."""
+        if tile not in self._embedded:
+            box = (slice(None), *[slice(a, b) for a, b in zip(tile.start, tile.end, strict=True)])
+            crop = self._image[box][None].to(self.device)
+            crop = crop.squeeze(2) if self.config.dims == 2 else crop
+            self._embedded[tile] = [
+                _Pass(network, axes, _stored(network.encode(crop.flip([a + 2 for a in axes]))))
+                for network in self._networks
+                for axes in self._mirrored
+            ]
+        return self._embedded[tile]
+
+    def parts_in_tiles(self, positions: Sequence[Tensor]) -> Iterator["_TilePart"]:
+        """What of a lattice lies in each tile that holds any of it."""
+        padded = [p + padding for p, padding in zip(positions, self._padding, strict=True)]
+        for tile in self._tiles:
+            ends = [torch.tensor([a - 0.5, b - 0.5]) for a, b in zip(tile.start, tile.end, strict=True)]
+            where = [slice(*torch.searchsorted(p, e).tolist()) for p, e in zip(padded, ends, strict=True)]
+            if all(w.stop > w.start for w in where):
+                within = [p[w] - start for p, w, start in zip(padded, where, tile.start, strict=True)]
+                weights = [self._weight(tile, axis, p).to(self.device) for axis, p in enumerate(within)]
+                lattice = within[-self.config.dims :]
+                decoders = [
+                    LatticeDecoder(p.network, p.on(self.device), [p.mirror(axis, v) for axis, v in enumerate(lattice)])
+                    for p in self.passes(tile)
+                ]
+                yield _TilePart(where, weights, decoders)
+
+    def _weight(self, tile: _Tile, axis: int, within: Tensor) -> Tensor:
+        """Factor of a tile's weight at positions along an axis, in voxels of the tile."""
+        size = tile.end[axis] - tile.start[axis]
+        if not self._gaussian or size == 1:
+            return torch.ones_like(within)
+        return torch.exp(-0.5 * ((within - size // 2) / (size * _GAUSSIAN_WIDTH)).square())
+
+
+class _TilePart(NamedTuple):
+    """The part of a block that lies in a tile."""
+
+    where: list[slice]
+    """Which positions along each axis."""
+    weights: list[Tensor]
+    """Factors of the tile's weight at those, (n,) each."""
+    decoders: list[LatticeDecoder]
+    """One for each pass."""
+
+
+class _Block:
+    """Decodes the points of a lattice as means over tiles and passes: a `mise.FieldDecoder`."""
+
+    batch = 1
+
+    def __init__(self, image: TiledImage, positions: Sequence[Tensor]) -> None:
+        self.size = tuple(map(len, positions))
+        self.device = image.device
+        self._parts = list(image.parts_in_tiles(positions))
+        self._dims = image.config.dims
+        self._num_classes = image.num_classes
+        self._n_mirrored = image.n_mirrored
+        self._regions = image.config.regions
+
+    def own(self, index: Tensor) -> Tensor:
+        """Logits (M, K) float32 of points, numbered in raster order, by the patch each lies in."""
+        return self._decode(index, LatticeDecoder.own)
+
+    def blended(self, index: Tensor) -> Tensor:
+        """As `own`, by the nearest patches, blended."""
+        return self._decode(index, LatticeDecoder.blended)
+
+    def variances(self, index: Tensor) -> Tensor:
+        """Variances (M, 4) of points, one for each of `UNCERTAINTIES`, summed over classes."""
+        return self._over_tiles(index, len(UNCERTAINTIES), self._variances_in_tile)
+
+    def _variances_in_tile(self, decoders: Sequence[LatticeDecoder], number: Tensor) -> Tensor:
+        means, squares = zip(*[self._moments(d, number) for d in decoders], strict=True)
+        square = _mean(squares)
+        of_patches = square - _mean(m.square().sum(1) for m in means)
+        of_labels = _mean(means).sum(1) - square
+        by_fold = torch.stack(means).unflatten(0, (-1, self._n_mirrored))  # (folds, mirrored, M, K)
+        of_mirroring = by_fold.var(1, correction=0).sum(-1).mean(0)
+        of_folds = by_fold.mean(1).var(0, correction=0).sum(-1)
+        return torch.stack((of_labels, of_patches, of_mirroring, of_folds), 1).clamp(min=0)
+
+    def _moments(self, decoder: LatticeDecoder, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean probabilities (M, K) over the nearest patches, and the mean (M,) of their squares' sum over classes."""
+        mean, square = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for logits, weight in decoder.of_nearest(number):
+            p = logits.sigmoid() if self._regions else logits.softmax(1)
+            mean = mean + weight[:, None] * p
+            square = square + weight * p.square().sum(1)
+        return mean, square
+
+    def _decode(self, index: Tensor, decode: Callable[[LatticeDecoder, Tensor], Tensor]) -> Tensor:
+        return self._over_tiles(index, self._num_classes, lambda by, number: _mean(decode(d, number) for d in by))
+
+    def _over_tiles(
+        self, index: Tensor, channels: int, values: Callable[[Sequence[LatticeDecoder], Tensor], Tensor]
+    ) -> Tensor:
+        """Mean (M, channels) over the tiles around points of their values in a tile, given its passes."""
+        place = unravel(index, self.size)
+        total = torch.zeros(len(index), channels, device=self.device)
+        weights = torch.zeros(len(index), device=self.device)
+        for where, factors, decoders in self._parts:
+            first = torch.tensor([w.start for w in where], device=self.device)
+            shape = [w.stop - w.start for w in where]
+            within = place - first
+            inside = ((within >= 0) & (within < torch.tensor(shape, device=self.device))).all(1).nonzero()[:, 0]
+            within = within[inside]
+            weight = torch.stack([f[i] for f, i in zip(factors, within.unbind(1), strict=True)]).prod(0)
+            number = flat_index(within[:, -self._dims :], shape[-self._dims :])
+            total.index_add_(0, inside, values(decoders, number) * weight[:, None])
+            weights.index_add_(0, inside, weight)
+        return total / weights[:, None]
+
+
+def plain_network(predictor: nnUNetPredictor) -> nn.Module:
+    """The predictor's network, not compiled."""
+    return getattr(predictor.network, "_orig_mod", predictor.network)
+
+
+def swipe_network(predictor: nnUNetPredictor) -> SwIPENet:
+    """The predictor's network; ValueError if it is not of a SwIPE trainer."""
+    network = plain_network(predictor)
+    if not isinstance(network, SwIPENet):
+        raise ValueError(
+            f"Only models of SwIPE trainers can be decoded on any grid; this one is a {type(network).__name__} of "
+            f"{predictor.trainer_name}. Use nnU-Net's own commands."
+        )
+    return network
+
+
+def _networks(predictor: nnUNetPredictor) -> list[SwIPENet]:
+    """The network of each fold, in evaluation, on the predictor's device."""
+    networks = []
+    for parameters in predictor.list_of_parameters:
+        network = copy.deepcopy(swipe_network(predictor))  # the predictor goes on to load other folds into its own
+        network.load_state_dict(parameters)
+        networks.append(network.to(predictor.device).eval())
+    return networks
+
+
+def _mirrored(predictor: nnUNetPredictor) -> list[tuple[int, ...]]:
+    """Every set of axes that the predictor mirrors at once, none first."""
+    axes = (predictor.allowed_mirroring_axes or ()) if predictor.use_mirroring else ()
+    return [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
+
+
+def _stored(embeddings: Embeddings) -> Embeddings:
+    """Embeddings in main memory, without what decoding does not need: there may be many tiles and passes."""
+    frame = embeddings.source_frame
+    return embeddings._replace(
+        patch=embeddings.patch.cpu(),
+        image=embeddings.image.cpu(),
+        attention=None,
+        source_frame=None if frame is None else frame.cpu(),
+    )
+
+
+def _tile(slicer: Sequence[slice | int]) -> _Tile:
+    """Of nnU-Net's slicer of a tile, whose first axis is a number in 2D."""
+    parts = [slice(part, part + 1) if isinstance(part, int) else part for part in slicer]
+    return _Tile(tuple(part.start for part in parts), tuple(part.stop for part in parts))
+
+
+def _mean(tensors: Iterable[Tensor]) -> Tensor:
+    """Mean of tensors that come one after the other."""
+    rest = iter(tensors)
+    total, n = next(rest), 1
+    for tensor in rest:
+        total, n = total + tensor, n + 1
+    return total / n
+
+
+def _bounded(parts: Sequence[list[slice]], most: int) -> list[list[slice]]:
+    """Parts of each axis, halved until no box of them has more points than allowed."""
+    parts = [list(p) for p in parts]
+    while True:
+        longest = [max((p.stop - p.start for p in axis), default=0) for axis in parts]
+        if math.prod(longest) <= most or max(longest) == 1:
+            return parts
+        axis, length = max(enumerate(longest), key=lambda pair: pair[1])
+        parts[axis] = [half for p in parts[axis] for half in _halves(p, longer_than=length // 2)]
+
+
+def _halves(part: slice, *, longer_than: int) -> list[slice]:
+    length = part.stop - part.start
+    middle = part.start + length // 2
+    return [part] if length <= longer_than or length == 1 else [slice(part.start, middle), slice(middle, part.stop)]

@@ -1,0 +1,222 @@
+"""Labels of any grid: geometry against an analytic shape, tiles and blocks against each other."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from analytic_shapes import CENTRE, DIRECTIONS, SPACINGS, distance, rotation
+
+from nnunetv2_swipe.inference import tiles
+from nnunetv2_swipe.inference.geometry import Grid
+from nnunetv2_swipe.inference.output_grid import OutputGrid
+from nnunetv2_swipe.inference.tiles import TiledImage
+from nnunetv2_swipe.network.coordinates import nearest_patches
+
+
+def assert_right_but_for_a_tenth_of_a_voxel(labels, grid):
+    index = np.indices(grid.shape).reshape(3, -1).T
+    depth = distance(grid.position_of(index)).reshape(grid.shape)
+    clear = np.abs(depth) > 0.1
+    assert (labels == 1).any()
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal((labels == 1)[clear], (depth > 0)[clear])
+
+
+@pytest.mark.parametrize("spacing", SPACINGS.values(), ids=SPACINGS)
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)], ids=str)
+def test_shapes_lie_where_they_are_in_the_patient(ellipsoid, direction, spacing, transpose):
+    """On the image's grid, on finer, coarser and turned ones: cropped, transposed and resampled in between."""
+    image = ellipsoid(direction, spacing, transpose)
+    own = image.grid
+    turned = own.affine.copy()
+    turned[:3, :3] = rotation(10, -15, 25) @ turned[:3, :3]
+    turned[:3, 3] += CENTRE - turned[:3, :3] @ ((np.array(own.shape) - 1) / 2) - turned[:3, 3]
+    flipped = own.affine.copy()
+    flipped[:3, 3] += flipped[:3, 1] * (own.shape[1] - 1)
+    flipped[:3, 1] *= -1
+    swapped = own.affine[:, [1, 2, 0, 3]]
+    grids = [
+        own,
+        OutputGrid(spacing=(0.9, 1.7, 0.6)).of(own),
+        OutputGrid(size=(31, 40, 23)).of(own),
+        Grid(own.shape, flipped),
+        Grid((own.shape[1], own.shape[2], own.shape[0]), swapped),
+        Grid(own.shape, turned),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the turned grid leaves the image
+        for grid in grids:
+            assert_right_but_for_a_tenth_of_a_voxel(image.labels(grid), grid)
+
+
+def test_queries_agree_with_the_grid(ellipsoid):
+    image = ellipsoid(DIRECTIONS["oblique"], SPACINGS["all different"])
+    index = np.argwhere(image.labels() == 1)[::50].astype(float)
+    probabilities = image.query(image.grid.position_of(index))
+    assert probabilities.shape == (len(index), 2)
+    assert (probabilities.argmax(1) == 1).all()
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(image.query(np.array([[1e4, 0.0, 0.0]])), [[1.0, 0.0]])
+    with pytest.raises(ValueError, match=r"\(points, 3\)"):
+        image.query(np.zeros(3))
+
+
+def test_probabilities_agree_with_the_labels(ellipsoid):
+    image = ellipsoid(DIRECTIONS["sagittal"], SPACINGS["thick slices"])
+    probabilities = image.probabilities()
+    np.testing.assert_array_equal(probabilities.argmax(0), image.labels())
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+
+
+def test_a_grid_elsewhere_is_background_and_warned_of(ellipsoid):
+    image = ellipsoid(DIRECTIONS["axial"], SPACINGS["isotropic"])
+    affine = image.grid.affine.copy()
+    affine[:3, 3] += 1e4
+    with pytest.warns(UserWarning, match="beyond the image"):
+        labels = image.labels(Grid((5, 6, 7), affine))
+    assert labels.shape == (5, 6, 7)
+    assert not labels.any()
+
+
+def test_no_warning_of_the_images_own_box(ellipsoid):
+    image = ellipsoid(DIRECTIONS["oblique"], SPACINGS["thick slices"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image.labels()
+        image.labels(OutputGrid(size=(90, 80, 70)).of(image.grid))
+
+
+@pytest.fixture
+def tiled(tiny_config, tiny_network, tiny_input):
+    """Factory make(tile, image size, **changes) of a TiledImage."""
+
+    def make(tile, size, *, mirrored=(), folds=1, keep=False, **changes):
+        config = tiny_config(len(tile), **changes)
+        network = tiny_network(config)
+        network.patch_decoder.seg_layers.weight.data *= 50
+        predictor = SimpleNamespace(
+            network=network,
+            device=torch.device("cpu"),
+            use_gaussian=True,
+            use_mirroring=bool(mirrored),
+            allowed_mirroring_axes=mirrored,
+            tile_step_size=0.5,
+            verbose=False,
+            configuration_manager=SimpleNamespace(patch_size=tile),
+            label_manager=SimpleNamespace(num_segmentation_heads=3),
+            list_of_parameters=[
+                {key: value * (1 + 0.5 * fold) for key, value in network.state_dict().items()} for fold in range(folds)
+            ],
+        )
+        predictor._internal_get_sliding_window_slicers = lambda shape: (
+            tiles.nnUNetPredictor._internal_get_sliding_window_slicers(predictor, shape)
+        )
+        return TiledImage(predictor, tiny_input(tiny_config(3), size)[0], keep=keep)
+
+    return make
+
+
+TILES = {"3D": ((8, 12, 8), (13, 15, 20)), "2D": ((12, 8), (3, 17, 11))}
+
+
+@pytest.mark.parametrize(("tile", "size"), TILES.values(), ids=TILES)
+@pytest.mark.parametrize("decoding", ["own", "blended"])
+def test_points_agree_with_lattices(tiled, tile, size, decoding):
+    image = tiled(tile, size, mirrored=(0, 1), decoding=decoding)
+    positions = [torch.linspace(-0.4, n - 0.6, n + 3) for n in size]
+    expected = image.decode_lattice(positions).flatten(1).T
+    found = image.decode(torch.cartesian_prod(*positions))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("tile", "size"), TILES.values(), ids=TILES)
+@pytest.mark.parametrize("values", [1 << 24, 300])
+def test_blocks_make_the_whole(tiled, monkeypatch, tile, size, values):
+    monkeypatch.setattr(tiles, "_VALUES_PER_BLOCK", values)
+    image = tiled(tile, size)
+    positions = [torch.arange(n).float() for n in size]
+    whole = image.decode_lattice(positions)
+    found = torch.full_like(whole, torch.nan)
+    for box in image.blocks(positions):
+        part = (slice(None), *box)
+        assert found[part].isnan().all()
+        assert found[part].numel() <= values
+        found[part] = image.decode_lattice([p[b] for p, b in zip(positions, box, strict=True)])
+    torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_every_tile_is_embedded_once(tiled, monkeypatch):
+    """However small the blocks are, and although tiles that are passed are forgotten."""
+    monkeypatch.setattr(tiles, "_VALUES_PER_BLOCK", 300)
+    image = tiled((8, 12, 8), (20, 20, 20), mirrored=(2,))
+    (network,) = image._networks
+    calls, encode = [], network.encode
+    monkeypatch.setattr(network, "encode", lambda x: calls.append(x) or encode(x))
+    positions = [torch.arange(2 * n) / 2 - 0.25 for n in (20, 20, 20)]
+    for box in image.blocks(positions):
+        image.decode_lattice([p[b] for p, b in zip(positions, box, strict=True)])
+    assert len(calls) == 2 * len(image._tiles) > 16
+
+
+def test_embeddings_are_forgotten_unless_kept(tiled):
+    for keep in (False, True):
+        image = tiled((8, 12, 8), (30, 12, 8), keep=keep)
+        positions = [torch.arange(n).float() for n in (30, 12, 8)]
+        held = 0
+        for box in image.blocks(positions):
+            image.decode_lattice([p[b] for p, b in zip(positions, box, strict=True)])
+            held = max(held, len(image._embedded))
+        assert held == (len(image._tiles) if keep else 3)
+
+
+def test_coarse_to_fine_agrees_with_every_point(tiled):
+    """Sharp logits: where cells are skipped, nothing changes."""
+    size = (16, 24, 16)
+    positions = [torch.arange(2 * n) / 2 - 0.25 for n in size]
+    every = tiled((8, 12, 8), size).decode_lattice(positions).argmax(0)
+    fine = tiled((8, 12, 8), size, mise_levels=2, mise_margin=20.0).decode_lattice(positions).argmax(0)
+    assert (every == fine).float().mean() > 0.999
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tile", [(8, 12, 8), (12, 8)], ids=TILES)
+def test_variances_add_up(tiled, tile):
+    """Against those of all patches, passes and folds of a single tile, one by one."""
+    whole = tile if len(tile) == 3 else (1, *tile)
+    image = tiled(tile, whole, mirrored=(0, 1), folds=2)
+    positions = [torch.linspace(-0.4, n - 0.6, n + 1) if n > 1 else torch.zeros(1) for n in whole]
+    found = image.variance_lattice(positions)
+    assert found.shape == (4, *map(len, positions))
+    (one,) = image._tiles
+    points = torch.cartesian_prod(*positions)[:, -len(tile) :]
+    square, by_fold = 0.0, []
+    for network in image._networks:
+        by_pass = []
+        for part in (p for p in image.passes(one) if p.network is network):
+            mirrored = torch.stack([part.mirror(axis, p) for axis, p in enumerate(points.unbind(1))], 1)
+            patches, weights = nearest_patches(mirrored, image.config.patch_size, part.embeddings.patch.shape[1:-1])
+            sample = torch.zeros(len(points), dtype=torch.int64)
+            p = torch.stack([network.decode(part.embeddings, mirrored, sample, each).softmax(1) for each in patches])
+            by_pass.append((weights[..., None] * p).sum(0))
+            square = square + (weights[..., None] * p.square()).sum(0)
+        by_fold.append(torch.stack(by_pass))
+    probabilities = torch.stack(by_fold)  # (folds, mirrored, M, K)
+    mean = probabilities.mean((0, 1))
+    expected = [
+        1 - square.sum(1) / (2 * 4),
+        (square / (2 * 4) - probabilities.square().mean((0, 1))).sum(1),
+        probabilities.var(1, correction=0).mean(0).sum(-1),
+        probabilities.mean(1).var(0, correction=0).sum(-1),
+    ]
+    torch.testing.assert_close(found.flatten(1), torch.stack(expected), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.sum(0).flatten(), 1 - mean.square().sum(1), atol=1e-4, rtol=1e-3)
+    assert (found.flatten(1).mean(1) > 1e-5).all()
+
+
+def test_without_mirroring_and_folds_only_labels_and_patches_vary(tiled):
+    found = tiled((8, 12, 8), (8, 12, 8)).variance_lattice([torch.arange(n).float() for n in (8, 12, 8)])
+    assert (found[:2] > 0).flatten(1).any(1).all()
+    assert not found[2:].any()

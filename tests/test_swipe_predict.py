@@ -1,0 +1,330 @@
+"""`nnUNetv2_swipe_predict`, in this process and with narrow networks, beside `nnUNetv2_predict`."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import pyvista
+import SimpleITK as sitk
+import torch
+from nnunet_helpers import (
+    ABDOMEN,
+    FUNDUS,
+    PLANS,
+    call_command,
+    edit_json,
+    geometry,
+    narrow,
+    nnunet_folders,
+    plan,
+    plans_file,
+    read_labels,
+    write_phantom,
+    write_variant,
+)
+from PIL import Image
+
+from benchmark_grid import measure_grid, report
+from nnunetv2_swipe.commands.mesh import main as mesh_main
+from nnunetv2_swipe.commands.predict import main
+from nnunetv2_swipe.inference import case_files
+from nnunetv2_swipe.inference.encoded_image import EncodedImage
+from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+from nnunetv2_swipe.inference.tiles import UNCERTAINTIES
+
+MODEL = ("-tr", "SwIPETrainer", "-p", PLANS)
+ON_CPU = ("-device", "cpu")
+REGIONS = "Dataset905_Regions"
+OURS = ("--disable_tta", "--disable_progress_bar", "-npp", 0, "-nps", 1)
+STOCK = ("--disable_tta", "--disable_progress_bar", "-npp", 1, "-nps", 1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two folds of 3d_fullres, one of 2d on photographs and one with regions."""
+    folder = tmp_path_factory.mktemp("swipe_predict")
+    with nnunet_folders(folder, SWIPE_NUM_EPOCHS="1", SWIPE_ITERATIONS_PER_EPOCH="1") as root:
+        write_phantom(root / "nnUNet_raw", cases_2d=5)
+        regions = {"background": 0, "organs": [1, 2, 3, 4], "liver": 1, "aorta": 4, "ignore": 5}
+        write_variant(root / "nnUNet_raw" / ABDOMEN, REGIONS, labels=regions, regions_class_order=[2, 1, 4])
+        for number, name, configuration, folds in (
+            (901, ABDOMEN, "3d_fullres", (0, 1)),
+            (902, FUNDUS, "2d", (0,)),
+            (905, REGIONS, "3d_fullres", (0,)),
+        ):
+            plan(number, "SwIPEPlanner", "-c", configuration)
+            edit_json(plans_file(name), narrow)
+            edit_json(plans_file(name), decode_smoothly)
+            for fold in folds:
+                call_command("nnUNetv2_train", number, configuration, fold, *MODEL, *ON_CPU)
+                model = root / "nnUNet_results" / name / f"SwIPETrainer__{PLANS}__{configuration}"
+                sharpen(model / f"fold_{fold}" / "checkpoint_final.pth")
+        yield root
+
+
+def decode_smoothly(plans):
+    """Continuous fields, every voxel decoded: labels of positions do not depend on the grid that they are in."""
+    for configuration in plans["configurations"].values():
+        configuration["swipe"].update(mise_levels=0, decoding="blended")
+
+
+def sharpen(file):
+    """Make a network that has not learnt anything sure of its random classes, by patches more than by positions."""
+    checkpoint = torch.load(file, weights_only=False)
+    weights = checkpoint["network_weights"]
+    weights["patch_decoder.seg_layers.weight"] *= 50
+    weights["patch_decoder.seg_layers.bias"][:] = 2
+    weights["patch_decoder.point_layer.weight"] *= 0.05
+    torch.save(checkpoint, file)
+
+
+def images_of(root, name):
+    return root / "nnUNet_raw" / name / "imagesTs"
+
+
+def image_of(root, name):
+    (file,) = images_of(root, name).glob("*_0000.*")
+    return file
+
+
+def swipe_predict(root, output, *arguments, name=ABDOMEN, configuration="3d_fullres", folds=(0,), source=None):
+    """Label files in order."""
+    fixed = ("-i", source or images_of(root, name), "-o", output, "-d", name, "-c", configuration, *MODEL, *ON_CPU)
+    call_command("nnUNetv2_swipe_predict", *fixed, "-f", *folds, *OURS, *arguments, function=main)
+    return sorted(output.glob("*.nii.gz")) + sorted(output.glob("*.png"))
+
+
+def stock_predict(root, output, *arguments, name=ABDOMEN, configuration="3d_fullres", folds=(0,)):
+    fixed = ("-i", images_of(root, name), "-o", output, "-d", name, "-c", configuration, *MODEL, *ON_CPU)
+    call_command("nnUNetv2_predict", *fixed, "-f", *folds, *STOCK, *arguments)
+    return sorted(output.glob("*.nii.gz")) + sorted(output.glob("*.png"))
+
+
+def agreement(a, b):
+    """Smallest Dice over the labels that either map holds in number."""
+    labels = [k for k in np.unique(a)[1:] if (a == k).sum() > 200]
+    assert labels
+    return min(2 * ((a == k) & (b == k)).sum() / ((a == k).sum() + (b == k).sum()) for k in labels)
+
+
+@pytest.mark.parametrize("name", [ABDOMEN, REGIONS])
+def test_on_the_images_grid_it_agrees_with_nnunet(root, tmp_path, name):
+    (ours,) = swipe_predict(root, tmp_path / "ours", name=name)
+    (stock,) = stock_predict(root, tmp_path / "stock", name=name)
+    assert ours.name == stock.name
+    np.testing.assert_allclose(geometry(ours), geometry(stock), rtol=1e-5, atol=1e-4)
+    assert np.mean(read_labels(ours) == read_labels(stock)) > 0.9
+    for file in ("plans.json", "dataset.json"):  # what postprocessing asks for
+        assert (tmp_path / "ours" / file).is_file()
+
+
+def test_folds_and_mirroring_are_averaged(root, tmp_path):
+    """Probabilities, which follow the labels, are those of nnU-Net to a few percent."""
+    arguments = ("--save_probabilities",)
+    (ours,) = swipe_predict(root, tmp_path / "ours", *arguments, folds=(0, 1))
+    (stock,) = stock_predict(root, tmp_path / "stock", *arguments, folds=(0, 1))
+    found, expected = (np.load(str(f).replace(".nii.gz", ".npz"))["probabilities"] for f in (ours, stock))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 0.05
+    np.testing.assert_array_equal(found.argmax(0), read_labels(ours))
+    (one,) = swipe_predict(root, tmp_path / "one", *arguments)
+    assert np.abs(found - np.load(str(one).replace(".nii.gz", ".npz"))["probabilities"]).max() > 0.01
+
+
+def test_probabilities_are_ensembled_by_nnunet(root, tmp_path):
+    members = [tmp_path / "ours", tmp_path / "stock"]
+    swipe_predict(root, members[0], "--save_probabilities")
+    stock_predict(root, members[1], "--save_probabilities")
+    call_command("nnUNetv2_ensemble", "-i", *members, "-o", tmp_path / "both", "-np", 1)
+    (labels,) = (tmp_path / "both").glob("*.nii.gz")
+    np.testing.assert_allclose(geometry(labels), geometry(image_of(root, ABDOMEN)), rtol=1e-5, atol=1e-4)
+
+
+def test_another_spacing(root, tmp_path):
+    (labels,) = swipe_predict(root, tmp_path, "--spacing", 2.0, 2.5, 3.5)
+    found, image = sitk.ReadImage(str(labels)), sitk.ReadImage(str(image_of(root, ABDOMEN)))
+    assert found.GetSpacing() == pytest.approx((2.0, 2.5, 3.5))
+    assert found.GetDirection() == image.GetDirection()
+    extents = [np.array(i.GetSize()) * i.GetSpacing() for i in (found, image)]
+    assert (np.abs(extents[0] - extents[1]) <= np.array((2.0, 2.5, 3.5)) / 2 + 1e-4).all()
+
+
+def test_another_size_holds_the_same_labels(root, tmp_path):
+    (native,) = swipe_predict(root, tmp_path / "native")
+    z, y, x = read_labels(native).shape
+    (fine,) = swipe_predict(root, tmp_path / "fine", "--size", 3 * x, 3 * y, 3 * z)
+    assert np.mean(read_labels(fine)[1::3, 1::3, 1::3] == read_labels(native)) > 0.99
+
+
+def test_the_grid_of_another_image(root, tmp_path):
+    like = sitk.ReadImage(str(image_of(root, ABDOMEN)))[3:20, 4:18, 2:9]
+    file = tmp_path / "like.nii.gz"
+    sitk.WriteImage(like, str(file))
+    (labels,) = swipe_predict(root, tmp_path / "out", "--like", file)
+    (native,) = swipe_predict(root, tmp_path / "native")
+    np.testing.assert_allclose(geometry(labels), geometry(file), rtol=1e-5, atol=1e-4)
+    assert np.mean(read_labels(labels) == read_labels(native)[2:9, 4:18, 3:20]) > 0.99
+
+
+def test_photographs(root, tmp_path):
+    arguments = {"name": FUNDUS, "configuration": "2d"}
+    (ours,) = swipe_predict(root, tmp_path / "ours", **arguments)
+    (stock,) = stock_predict(root, tmp_path / "stock", **arguments)
+    ours, stock = (np.array(Image.open(file)) for file in (ours, stock))
+    assert np.mean(ours == stock) > 0.98
+    (wide,) = swipe_predict(root, tmp_path / "wide", "--size", 100, 50, **arguments)
+    assert Image.open(wide).size == (100, 50)
+
+
+def test_what_is_there_is_kept_and_what_was_cut_off_is_made_again(root, tmp_path):
+    source = root / "nnUNet_raw" / ABDOMEN / "imagesTr"
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in sorted(source.iterdir())[:2]:
+        shutil.copy(file, images)
+    output = tmp_path / "out"
+    first, second = swipe_predict(root, output, source=images)
+    first.write_text("kept")
+    expected = second.read_bytes()
+    second.unlink()
+    cut_off = output / f".unfinished_{second.name.removesuffix('.nii.gz')}"
+    cut_off.mkdir()
+    (cut_off / second.name).write_text("half a file")
+    assert swipe_predict(root, output, "--continue_prediction", source=images) == [first, second]
+    assert first.read_text() == "kept"
+    assert second.read_bytes() == expected
+    assert not list(output.glob(".unfinished*"))
+
+
+def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch):
+    def fail(_, __, file, ___):
+        with open(file, "w") as half:  # noqa: PTH123
+            half.write("half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("nnunetv2.imageio.simpleitk_reader_writer.SimpleITKIO.write_seg", fail)
+    with pytest.raises(SystemExit, match="1"):
+        swipe_predict(root, tmp_path)
+    assert not list(tmp_path.glob("*.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--spacing", 0, 1, 1), "above 0"),
+        (("--size", 4, 4), "a volume takes three"),
+        (("--size", 100000, 100000, 100000), "GB"),
+        (("--like", "nowhere.nii.gz"), "nowhere.nii.gz does not exist"),
+        (("-f", 3), "fold.*3.*trained: 0 1"),
+        (("-c", "3d_lowres"), "no model in"),
+        (("-d", "Dataset999_None"), "Dataset999_None"),
+        (("-i", "nowhere"), "nowhere does not exist"),
+        (("-part_id", 2, "-num_parts", 2), "part_id"),
+        (("-device", "cuda"), "-device cpu"),
+        (("--save_uncertainty", "folds"), "several folds"),
+        (("--save_uncertainty", "mirroring"), "--disable_tta"),
+        (("-step_size", 2), "step_size is 2"),
+        (("-tr", "nnUNetTrainer"), "nnUNetTrainer is no SwIPE trainer"),
+        (("-tr", "SwIPETrainer_none"), "no trainer SwIPETrainer_none"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named_before_the_first_case(root, tmp_path, capsys, monkeypatch, arguments, message):
+    if "cuda" in arguments:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(EncodedImage, "__init__", lambda *_, **__: pytest.fail("a case was begun"))
+    with pytest.raises(SystemExit, match="1"):
+        swipe_predict(root, tmp_path, *arguments)
+    error = capsys.readouterr().err
+    assert error.startswith("nnUNetv2_swipe_predict: ")
+    assert re.search(message, error)
+
+
+def test_a_missing_channel_is_named(root, tmp_path, capsys):
+    images = tmp_path / "images"
+    shutil.copytree(images_of(root, FUNDUS), images)
+    (file,) = images.glob("*_0000.png")
+    Image.open(file).convert("L").save(file)
+    with pytest.raises(SystemExit, match="1"):
+        swipe_predict(root, tmp_path / "out", name=FUNDUS, configuration="2d", source=images)
+    assert re.search(r"fundus_.*_0000.png: found 1 of the 3 channels", capsys.readouterr().err)
+
+
+def test_a_large_label_map_is_decoded_on_the_disk(root, tmp_path, monkeypatch):
+    """And written with the same labels and geometry."""
+    (small,) = swipe_predict(root, tmp_path / "small", "--spacing", 2, 3, 4)
+    monkeypatch.setattr(case_files, "LARGE", 0)
+    (large,) = swipe_predict(root, tmp_path / "large", "--spacing", 2, 3, 4)
+    np.testing.assert_array_equal(read_labels(large), read_labels(small))
+    np.testing.assert_allclose(geometry(large), geometry(small), rtol=1e-5, atol=1e-4)
+    assert sitk.ReadImage(str(large)).GetPixelID() == sitk.sitkUInt8
+    assert {f.name for f in large.parent.iterdir()} == {f.name for f in small.parent.iterdir()}
+
+
+def test_uncertainty_lies_beside_the_labels(root, tmp_path):
+    (labels,) = swipe_predict(root, tmp_path / "all", "--save_uncertainty", folds=(0, 1))
+    whole = tmp_path / "all" / "uncertainty" / labels.name
+    np.testing.assert_allclose(geometry(whole), geometry(labels), rtol=1e-5, atol=1e-4)
+    parts = []
+    sources = ("labels", "patches", "folds")  # there is no mirroring
+    swipe_predict(root, tmp_path / "parts", "--save_uncertainty", *sources, folds=(0, 1))
+    for source in sources:
+        parts.append(read_labels(tmp_path / "parts" / source / labels.name))
+        assert parts[-1].max() > 1e-6
+    np.testing.assert_allclose(sum(parts), read_labels(whole), atol=1e-5)
+    np.testing.assert_array_equal(read_labels(tmp_path / "parts" / labels.name), read_labels(labels))
+
+
+def predictor_of(root, name):
+    predictor = SwIPEPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)
+    model = root / "nnUNet_results" / name / f"SwIPETrainer__{PLANS}__3d_fullres"
+    predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    return predictor
+
+
+def mesh_command(root, output, *arguments, name=ABDOMEN):
+    fixed = ("-i", images_of(root, name), "-o", output, "-d", name, "-c", "3d_fullres", *MODEL, *ON_CPU, "-f", 0)
+    options = ("--disable_tta", "--disable_progress_bar", *arguments)
+    call_command("nnUNetv2_swipe_mesh", *fixed, *options, function=mesh_main)
+
+
+def test_surfaces_surround_what_is_probable(root, tmp_path):
+    mesh_command(root, tmp_path / "meshes", "--classes", "organs", "--format", "ply", name=REGIONS)
+    (file,) = (tmp_path / "meshes").iterdir()
+    assert file.name == image_of(root, REGIONS).name.replace("_0000.nii.gz", "_organs.ply")
+    surface = pyvista.read(file)
+    assert surface.n_open_edges == 0
+    image = predictor_of(root, REGIONS).encode([image_of(root, REGIONS)])
+    volume = (image.probabilities()[0] > 0.5).sum() * np.prod(image.grid.spacing)
+    assert surface.volume == pytest.approx(volume, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--classes", "nose"), "no class 'nose'; there are"), (("--spacing", 0), "above 0")],
+    ids=str,
+)
+def test_bad_input_of_surfaces_is_named(root, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="1"):
+        mesh_command(root, tmp_path, *arguments)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_benchmark_of_grids(root):
+    model = root / "nnUNet_results" / ABDOMEN / f"SwIPETrainer__{PLANS}__3d_fullres"
+    cases = sorted(f.name.removesuffix(".nii.gz") for f in (root / "nnUNet_raw" / ABDOMEN / "labelsTr").iterdir())[:2]
+    result = measure_grid(model, [0], cases, torch.device("cpu"))
+    assert result["dice"]["between"] > result["dice"]["nnU-Net"]
+    assert set(result["AUROC"]) == {"all variances", *UNCERTAINTIES, "entropy of a single own-patch pass"}
+    assert result["AUROC"]["folds"] == 0.5  # there is one
+    assert f"{result['dice']['between']:.4f}" in report(result)
+
+
+def test_in_python(root):
+    """Encoded once, asked twice."""
+    image = predictor_of(root, ABDOMEN).encode([image_of(root, ABDOMEN)])
+    labels = image.labels()
+    index = np.argwhere(labels > 0)[::37]
+    probabilities = image.query(image.grid.position_of(index.astype(float)))
+    assert np.mean(probabilities.argmax(1) == labels[tuple(index.T)]) > 0.99
