@@ -2,8 +2,8 @@
 
 The image is synthetic, at 0.8 x 0.8 x 3 mm, and the model works at 1.5 mm. Its weights are fixed, not trained, and in
 the place of its encoder a smooth random field in the patient gives the embeddings of patches, so that overlapping tiles
-agree and classes form bodies a few centimetres wide. SwIPE decodes the label map from these embeddings. nnU-Net exports
-the same model's logits, as it keeps them: in half precision, on the grid of the model.
+agree and classes form bodies several centimetres wide. SwIPE decodes the label map from these embeddings. nnU-Net
+exports the same model's logits, as it keeps them: in half precision, on the grid of the model.
 """
 
 import tempfile
@@ -41,10 +41,10 @@ from nnunetv2_swipe.precision import amp_dtype
 
 SPACING, MODEL_SPACING = (3.0, 0.8, 0.8), (1.5, 1.5, 1.5)
 CROP = (128, 128, 128)
-BODY_MM = 40.0
+BODY_MM = 150.0
 """Distance of the random field's values."""
-EMBEDDING_SCALE, LOGIT_SCALE = 6.0, 60.0
-"""They make logits differ, within bodies, by several units, as those of trained models do."""
+EMBEDDING_SCALE, POINT_SCALE, LOGIT_SCALE = 6.0, 0.02, 40.0
+"""They make logits smooth, and their two highest differ by five units in the median, as those of trained models do."""
 RESAMPLING = {
     "nnU-Net": ("resample_data_or_seg_to_shape", {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}),
     "nnU-Net, torchres": ("resample_torch_fornnunet", {"is_seg": False, "force_separate_z": False}),
@@ -124,7 +124,7 @@ class _FieldNet(SwIPENet):
         torch.manual_seed(0)
         super().__init__(config, 1, case.classes)
         self.patch_decoder.seg_layers.weight.data *= LOGIT_SCALE
-        self.patch_decoder.point_layer.weight.data *= 0.1
+        self.patch_decoder.point_layer.weight.data *= POINT_SCALE
         extent = [n * s for n, s in zip(case.shape, SPACING, strict=True)]
         nodes = [round(length / BODY_MM) + 1 for length in extent]
         self._field = EMBEDDING_SCALE * torch.randn(1, config.embedding_dim, *nodes)

@@ -111,10 +111,11 @@ class Interpolated:
     def blocks(self, positions):
         return [tuple(slice(0, len(p)) for p in positions)]
 
-    def decode_lattice(self, positions):
+    def decode_lattice(self, positions, *, labels_only=False):
         assert all((p.diff() > 0).all() for p in positions)
         shape = [len(p) for p in positions]
-        return self.decode(torch.cartesian_prod(*positions)).T.unflatten(1, shape)
+        logits = self.decode(torch.cartesian_prod(*positions)).T.unflatten(1, shape)
+        return logits.argmax(0, keepdim=True) if labels_only else logits
 
     def decode(self, points):
         scaled = (points.double() + 0.5) * (2.0 / torch.tensor(self.shape)) - 1.0

@@ -1,6 +1,7 @@
 """Shared fixtures: networks and crops small enough for hundreds of tests, in float32."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,5 +100,38 @@ def ellipsoid(tmp_path, monkeypatch):
         file = tmp_path / "ellipsoid_0000.nii.gz"
         write_ellipsoid(file, direction, spacing)
         return encoded_image.EncodedImage(*preprocessed(file, transpose))
+
+    return make
+
+
+@pytest.fixture
+def tiled(tiny_config, tiny_network, tiny_input):
+    """Factory make(tile, image size, **changes) of a TiledImage, with random weights that decide sharply."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    from nnunetv2_swipe.inference.tiles import TiledImage
+
+    def make(tile, size, *, mirrored=(), folds=1, keep=False, device="cpu", **changes):
+        config = tiny_config(len(tile), **changes)
+        network = tiny_network(config)
+        network.patch_decoder.seg_layers.weight.data *= 50
+        predictor = SimpleNamespace(
+            network=network,
+            device=torch.device(device),
+            use_gaussian=True,
+            use_mirroring=bool(mirrored),
+            allowed_mirroring_axes=mirrored,
+            tile_step_size=0.5,
+            verbose=False,
+            configuration_manager=SimpleNamespace(patch_size=tile),
+            label_manager=SimpleNamespace(num_segmentation_heads=3),
+            list_of_parameters=[
+                {key: value * (1 + 0.5 * fold) for key, value in network.state_dict().items()} for fold in range(folds)
+            ],
+        )
+        predictor._internal_get_sliding_window_slicers = lambda shape: (
+            nnUNetPredictor._internal_get_sliding_window_slicers(predictor, shape)
+        )
+        return TiledImage(predictor, tiny_input(tiny_config(3), size)[0], keep=keep)
 
     return make

@@ -159,3 +159,24 @@ def test_cuda_graph_trains_as_without(setting, precision, changes, tiny_network,
     tolerance = 1e-4 if precision == "off" else 2e-2
     torch.testing.assert_close(train(), expected, atol=tolerance, rtol=tolerance)
     assert batch_loss(x, label).item() != batch_loss(x, label).item()  # other points
+
+
+@pytest.mark.parametrize(("tile", "size"), [((8, 12, 8), (13, 15, 20)), ((12, 8), (3, 17, 11))], ids=["3D", "2D"])
+@pytest.mark.parametrize("decoding", ["own", "blended"])
+def test_an_image_is_decoded_as_on_the_cpu(tiled, tile, size, decoding):
+    positions = [torch.arange(n).float() for n in size]
+    points = torch.cartesian_prod(*positions) * 0.9
+    found = []
+    for device in ("cuda", "cpu"):
+        image = tiled(tile, size, mirrored=(0, 1), folds=2, device=device, decoding=decoding, mise_levels=1)
+        box = [p[b] for p, b in zip(positions, image.blocks(positions)[0], strict=True)]
+        found.append(
+            [
+                image.decode_lattice(box).cpu(),
+                image.decode_lattice(box, labels_only=True).cpu(),
+                image.decode(points).cpu(),
+                image.variance_lattice(box).cpu(),
+            ]
+        )
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)

@@ -1,7 +1,6 @@
 """Labels of any grid: geometry against an analytic shape, tiles and blocks against each other."""
 
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from analytic_shapes import CENTRE, DIRECTIONS, SPACINGS, distance, rotation
 from nnunetv2_swipe.inference import tiles
 from nnunetv2_swipe.inference.geometry import Grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
-from nnunetv2_swipe.inference.tiles import TiledImage
 from nnunetv2_swipe.network.coordinates import nearest_patches
 
 
@@ -87,36 +85,6 @@ def test_no_warning_of_the_images_own_box(ellipsoid):
         warnings.simplefilter("error")
         image.labels()
         image.labels(OutputGrid(size=(90, 80, 70)).of(image.grid))
-
-
-@pytest.fixture
-def tiled(tiny_config, tiny_network, tiny_input):
-    """Factory make(tile, image size, **changes) of a TiledImage."""
-
-    def make(tile, size, *, mirrored=(), folds=1, keep=False, **changes):
-        config = tiny_config(len(tile), **changes)
-        network = tiny_network(config)
-        network.patch_decoder.seg_layers.weight.data *= 50
-        predictor = SimpleNamespace(
-            network=network,
-            device=torch.device("cpu"),
-            use_gaussian=True,
-            use_mirroring=bool(mirrored),
-            allowed_mirroring_axes=mirrored,
-            tile_step_size=0.5,
-            verbose=False,
-            configuration_manager=SimpleNamespace(patch_size=tile),
-            label_manager=SimpleNamespace(num_segmentation_heads=3),
-            list_of_parameters=[
-                {key: value * (1 + 0.5 * fold) for key, value in network.state_dict().items()} for fold in range(folds)
-            ],
-        )
-        predictor._internal_get_sliding_window_slicers = lambda shape: (
-            tiles.nnUNetPredictor._internal_get_sliding_window_slicers(predictor, shape)
-        )
-        return TiledImage(predictor, tiny_input(tiny_config(3), size)[0], keep=keep)
-
-    return make
 
 
 TILES = {"3D": ((8, 12, 8), (13, 15, 20)), "2D": ((12, 8), (3, 17, 11))}

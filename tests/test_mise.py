@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnunetv2_swipe.inference import lattice_decoder
-from nnunetv2_swipe.inference.mise import decode_coarse_to_fine, redecode_borders
+from nnunetv2_swipe.inference.mise import LabelField, LogitField, coarse_to_fine, redecode_borders
 from nnunetv2_swipe.network.coordinates import voxel_centres
 
 SIZES = [(21, 18), (16, 16), (1, 33), (33, 2), (9, 12, 17), (8, 8, 8), (1, 14, 11), (2, 3, 5)]
@@ -25,10 +25,9 @@ class AnalyticDecoder:
         self.asked.append(index)
         return self.field(self.voxels[index % len(self.voxels)], index // len(self.voxels))
 
-    def dense(self, levels, margin=1.0, regions=False):
-        return decode_coarse_to_fine(
-            self, self.batch, self.size, levels=levels, margin=margin, regions=regions, device=torch.device("cpu")
-        )
+    def dense(self, levels, margin=1.0, regions=False, kind=LogitField):
+        options = {"levels": levels, "margin": margin, "regions": regions, "device": torch.device("cpu")}
+        return coarse_to_fine(self, self.batch, self.size, kind=kind, **options).values
 
     @property
     def n_decoded(self):
@@ -117,6 +116,20 @@ def test_labels_are_those_of_every_voxel(size, levels, shape, steepness):
     assert found.dtype == torch.float32
     assert found.is_contiguous()
     assert torch.equal(labels(found, regions), labels(expected, regions))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("levels", [0, 1, 2, 3])
+@pytest.mark.parametrize("margin", [0.0, 0.7, 3.0])
+@pytest.mark.parametrize("shape", [ball, cells, shells])
+def test_labels_alone_are_those_of_the_logits(size, levels, margin, shape):
+    """And the same points are decoded for them."""
+    regions = shape is shells
+    of_logits, of_labels = AnalyticDecoder(shape(size), size), AnalyticDecoder(shape(size), size)
+    expected = labels(of_logits.dense(levels, margin, regions), regions)
+    found = of_labels.dense(levels, margin, regions, LabelField)
+    assert torch.equal(found if regions else found[:, 0].long(), expected)
+    assert torch.equal(torch.cat(of_labels.asked), torch.cat(of_logits.asked))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -219,7 +232,7 @@ def test_borders_are_decoded_anew_and_nothing_else(size, shape):
     first = decoder.every_voxel()
     again = AnalyticDecoder(lambda points, sample: decoder.field(points, sample) + 100, size)
     logits = first.clone()
-    redecode_borders(again, logits, margin=0.0, regions=regions)
+    redecode_borders(again, LogitField(logits, 0.0, regions))
     changed = (logits != first).any(1)
     torch.testing.assert_close(logits, torch.where(changed[:, None], first + 100, first))
     label = labels(first, regions).float().reshape(1, -1, *size)

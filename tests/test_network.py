@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnunetv2_swipe import precision
-from nnunetv2_swipe.network import swipe_net
+from nnunetv2_swipe.inference import mise
 from nnunetv2_swipe.network.backbones import InstanceNorm, build_backbone
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, patch_index, source_channels, voxel_centres
 from nnunetv2_swipe.network.decoders import Dropout, OccupancyDecoder
@@ -233,10 +233,8 @@ class TestDecoding:
         """In voxels: two levels begin with every fourth."""
         network, _, embeddings = evaluated((16, 16), mise_levels=planned)
         chosen = []
-        dense = swipe_net.decode_coarse_to_fine
-        monkeypatch.setattr(
-            swipe_net, "decode_coarse_to_fine", lambda *a, **k: chosen.append(k["levels"]) or dense(*a, **k)
-        )
+        dense = mise.coarse_to_fine
+        monkeypatch.setattr(mise, "coarse_to_fine", lambda *a, **k: chosen.append(k["levels"]) or dense(*a, **k))
         network.decode_dense(embeddings, [torch.arange(0, 16, step), torch.arange(15, -1, -step)])
         assert chosen == [levels]
 

@@ -88,7 +88,7 @@ class EncodedImage:
         grid = grid or self.grid
         if out is None:
             out = np.zeros(grid.shape, self.label_dtype)
-        self._fill(grid, out[None], self._segmentation)
+        self._fill(grid, out[None], self._segmentation, self._label_map)
         return out
 
     def probabilities(self, grid: Grid | None = None) -> np.ndarray:
@@ -174,12 +174,28 @@ class EncodedImage:
     def _placement(self, grid: Grid) -> Placement:
         return place(grid, self.grid, transpose=self._transpose, bbox=self._bbox, shape=self._tiled.shape)
 
-    def _fill(self, grid: Grid, out: np.ndarray, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Write what `reduce` makes of the logits (K, ...) into (C, *grid.shape), where the image is."""
+    def _label_map(self, labels: Tensor) -> Tensor:
+        """Labels (1, ...) of those that `decode_lattice` returns."""
+        if self._labels.has_regions:
+            return self._labels.convert_probabilities_to_segmentation(labels.float())[None]
+        return labels
+
+    def _fill(
+        self,
+        grid: Grid,
+        out: np.ndarray,
+        reduce: Callable[[Tensor], Tensor],
+        reduce_labels: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Write what `reduce` makes of the logits (K, ...) into (C, *grid.shape), where the image is.
+
+        On a grid parallel to the image what `reduce_labels`, if it is given, makes of the labels alone.
+        """
         self._warn_if_outside(grid)
         placement = self._placement(grid)
         if placement.is_lattice(grid.shape):
-            self._fill_lattice(placement, out, lambda positions: reduce(self._tiled.decode_lattice(positions)))
+            chosen, labels_only = reduce_labels or reduce, reduce_labels is not None
+            self._fill_lattice(placement, out, lambda p: chosen(self._tiled.decode_lattice(p, labels_only=labels_only)))
             return
         flat = out.reshape(len(out), -1)
         n, step = flat.shape[1], max(1, _VALUES_AT_ONCE // self.num_classes)

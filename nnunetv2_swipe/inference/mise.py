@@ -19,6 +19,9 @@ _LINEAR = {2: "bilinear", 3: "trilinear"}
 Decode = Callable[[Tensor], Tensor]
 """Voxels (M,), numbered in raster order through all crops of a batch -> their logits (M, K), float32."""
 
+Place = tuple[slice | Tensor, ...]
+"""Where in a lattice (B, *shape)."""
+
 
 class FieldDecoder(Protocol):
     """What decodes the points of lattices, one in each crop of a batch."""
@@ -36,25 +39,32 @@ class FieldDecoder(Protocol):
         """As `own`, by the nearest patches, blended."""
 
 
-def decode_field(decoder: FieldDecoder, config: SwIPEConfig, levels: int) -> Tensor:
+def decode_field(decoder: FieldDecoder, config: SwIPEConfig, levels: int, *, labels_only: bool = False) -> Tensor:
     """Logits (B, K, *size) float32, decoded as the plan says: MISE of some levels, own or blended.
 
     Unless every point is decoded, blending is left to those next to a border between own-patch labels.
+
+    Args:
+        decoder: The decoder.
+        config: The plan's settings.
+        levels: Of MISE.
+        labels_only: Find the labels alone, (B, R, *size), see `LabelField`: the same, with less memory and work.
     """
     blended = config.decoding == "blended"
     everywhere = blended and levels == 0
-    logits = decode_coarse_to_fine(
+    field = coarse_to_fine(
         decoder.blended if everywhere else decoder.own,
         decoder.batch,
         decoder.size,
         levels=levels,
+        kind=LabelField if labels_only else LogitField,
         margin=config.mise_margin,
         regions=config.regions,
         device=decoder.device,
     )
     if blended and not everywhere:
-        redecode_borders(decoder.blended, logits, margin=config.mise_margin, regions=config.regions)
-    return logits
+        redecode_borders(decoder.blended, field)
+    return field.values
 
 
 def levels_of_lattice(levels: int, positions: Sequence[Tensor]) -> int:
@@ -65,10 +75,94 @@ def levels_of_lattice(levels: int, positions: Sequence[Tensor]) -> int:
     return max(0, levels - math.ceil(math.log2(step) - 1e-6))
 
 
-def decode_coarse_to_fine(
-    decode: Decode, batch: int, size: Sequence[int], *, levels: int, margin: float, regions: bool, device: torch.device
-) -> Tensor:
-    """Logits at every voxel of a batch of crops, most of them interpolated.
+class LogitField:
+    """Logits (B, K, *shape) at the points of a lattice; those that are not decoded are interpolated.
+
+    Attributes:
+        values: The logits.
+    """
+
+    def __init__(self, logits: Tensor, margin: float, regions: bool) -> None:
+        self.values = logits
+        self._margin, self._regions = margin, regions
+
+    def judged(self) -> tuple[Tensor, Tensor]:
+        """Labels (B, R, *shape), and whether they are uncertain (B, *shape)."""
+        return _judged(self.values, self._margin, self._regions)
+
+    def halve(self, ratio: Sequence[int]) -> None:
+        """Interpolate to a lattice that is finer by a ratio along each axis."""
+        shape = [(n - 1) * r + 1 for n, r in zip(self.values.shape[2:], ratio, strict=True)]
+        self.values = F.interpolate(self.values, size=shape, mode=_LINEAR[len(shape)], align_corners=True)
+
+    def put(self, place: Place, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Set decoded logits (M, K); returns whether labels differ from those before, and are uncertain, (M,) each."""
+        view = self.values.movedim(1, -1)
+        before = _labels(view[place].flatten(0, -2), self._regions)
+        label, uncertain = _judged(logits, self._margin, self._regions)
+        view[place] = logits.view(view[place].shape)
+        return (label != before).any(1), uncertain
+
+    def crop(self, size: Sequence[int]) -> None:
+        """Leave out what lies beyond the crop."""
+        box = (slice(None), slice(None), *[slice(n) for n in size])
+        self.values = self.values[box].contiguous()
+
+
+class LabelField:
+    """As `LogitField`, of labels alone: (B, 1, *shape) int16, or with regions (B, K, *shape) bool.
+
+    What is refined, and the labels, are the same: where all corners of a cell have one label by more than a margin, so
+    has, by more than it, what is interpolated between them; everywhere else every point is decoded.
+    """
+
+    def __init__(self, logits: Tensor, margin: float, regions: bool) -> None:
+        self._margin, self._regions = margin, regions
+        label, self._uncertain = _judged(logits, margin, regions)
+        self.values = label if regions else label.to(torch.int16)
+
+    def judged(self) -> tuple[Tensor, Tensor]:
+        """Labels, and whether they are uncertain (B, *shape)."""
+        return self.values, self._uncertain
+
+    def halve(self, ratio: Sequence[int]) -> None:
+        """Go to a lattice that is finer by a ratio along each axis; new points get the label of a corner."""
+        before = self._uncertain
+        for axis, (n, r) in enumerate(zip(before.shape[1:], ratio, strict=True), start=2):
+            self.values = self.values.repeat_interleave(r, axis).narrow(axis, 0, (n - 1) * r + 1)
+        self._uncertain = torch.zeros_like(self.values[:, 0], dtype=torch.bool)
+        every_other = (slice(None), *[slice(None, None, r) for r in ratio])
+        self._uncertain[every_other] = before
+
+    def put(self, place: Place, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Set the labels of decoded logits (M, K); returns as `LogitField.put`."""
+        view = self.values.movedim(1, -1)
+        label, uncertain = _judged(logits, self._margin, self._regions)
+        label = label.to(view.dtype)
+        differs = (label != view[place].flatten(0, -2)).any(1)
+        view[place] = label.view(view[place].shape)
+        self._uncertain[place] = uncertain.view(self._uncertain[place].shape)
+        return differs, uncertain
+
+    def crop(self, size: Sequence[int]) -> None:
+        """Leave out what lies beyond the crop."""
+        box = (slice(None), *[slice(n) for n in size])
+        self.values = self.values.movedim(1, -1)[box].movedim(-1, 1)
+        self._uncertain = self._uncertain[box]
+
+
+def coarse_to_fine(
+    decode: Decode,
+    batch: int,
+    size: Sequence[int],
+    *,
+    levels: int,
+    kind: type[LogitField] | type[LabelField],
+    margin: float,
+    regions: bool,
+    device: torch.device,
+) -> LogitField | LabelField:
+    """Logits or labels at every voxel of a batch of crops, most of them not decoded.
 
     Voxels are the positions of any regular lattice, not only those of the image.
     A lattice of every 2^levels-th voxel is decoded first, and the centres of its cells: a plate across an axis is seen
@@ -82,40 +176,40 @@ def decode_coarse_to_fine(
         batch: Number of crops.
         size: Their size in voxels.
         levels: Times the lattice is halved; 0: every voxel is decoded.
+        kind: What is found.
         margin: A corner is uncertain if its smallest margin between two classes (in logits) is below this.
         regions: One sigmoid per channel instead of exclusive classes.
         device: Where the decoder works.
-
-    Returns:
-        (B, K, *size) float32, contiguous.
     """
     step = [1 << min(levels, max(n - 1, 0).bit_length()) for n in size]
     shape = [-(-(n - 1) // s) + 1 for n, s in zip(size, step, strict=True)]
     index = _lattice(batch, size, step, shape, device)
-    logits = decode(index.flatten()).unflatten(0, index.shape).movedim(-1, 1).contiguous()
+    field = kind(decode(index.flatten()).unflatten(0, index.shape).movedim(-1, 1).contiguous(), margin, regions)
     decoded = torch.ones(index.shape, dtype=torch.bool, device=device)
     coarsest = True
     while max(step) > 1:
         ratio = [min(s, 2) for s in step]
         step = [s // r for s, r in zip(step, ratio, strict=True)]
-        active = _active_cells(logits, margin, regions)
-        logits, decoded = _interpolate(logits, decoded, ratio)
+        active = _active_cells(*field.judged())
+        field.halve(ratio)
+        decoded = _halved(decoded, ratio)
         lattice = _lattice(batch, size, step, decoded.shape[1:], device)
         if coarsest:
-            active |= _decode_centres(decode, logits, decoded, ratio, lattice, margin, regions)
+            active |= _decode_centres(decode, field, decoded, ratio, lattice)
             coarsest = False
-        _refine(decode, logits, decoded, active, ratio, lattice, regions)
-    crop = (slice(None), slice(None), *[slice(n) for n in size])
-    return logits[crop].contiguous()
+        _refine(decode, field, decoded, active, ratio, lattice)
+    field.crop(size)
+    return field
 
 
-def redecode_borders(decode: Decode, logits: Tensor, *, margin: float, regions: bool) -> None:
-    """Decode anew, in place, the voxels of (B, K, *size) next to which labels differ or are uncertain."""
-    shape = logits.shape[2:]
-    near = _points_of_cells(_active_cells(logits, margin, regions), [1] * len(shape), shape)
+def redecode_borders(decode: Decode, field: LogitField | LabelField) -> None:
+    """Decode anew, in place, the voxels next to which labels differ or are uncertain."""
+    active = _active_cells(*field.judged())
+    shape = field.values.shape[2:]
+    near = _points_of_cells(active, [1] * len(shape), shape)
     index = near.flatten().nonzero()[:, 0]
     if len(index):
-        logits.movedim(1, -1)[near] = decode(index)
+        field.put(tuple(near.nonzero().unbind(1)), decode(index))
 
 
 def _lattice(
@@ -129,48 +223,35 @@ def _lattice(
     return index
 
 
-def _interpolate(logits: Tensor, decoded: Tensor, ratio: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Halve the lattice: linear interpolation, and which points of the finer lattice are decoded already."""
-    shape = [(n - 1) * r + 1 for n, r in zip(logits.shape[2:], ratio, strict=True)]
-    finer = F.interpolate(logits, size=shape, mode=_LINEAR[len(shape)], align_corners=True)
-    known = torch.zeros((len(logits), *shape), dtype=torch.bool, device=logits.device)
+def _halved(decoded: Tensor, ratio: Sequence[int]) -> Tensor:
+    """Which points of the finer lattice are decoded already."""
+    shape = [(n - 1) * r + 1 for n, r in zip(decoded.shape[1:], ratio, strict=True)]
+    known = torch.zeros((len(decoded), *shape), dtype=torch.bool, device=decoded.device)
     every_other = (slice(None), *[slice(None, None, r) for r in ratio])
     known[every_other] = decoded
-    return finer, known
+    return known
 
 
 def _decode_centres(
-    decode: Decode,
-    logits: Tensor,
-    decoded: Tensor,
-    ratio: Sequence[int],
-    lattice: Tensor,
-    margin: float,
-    regions: bool,
+    decode: Decode, field: LogitField | LabelField, decoded: Tensor, ratio: Sequence[int], lattice: Tensor
 ) -> Tensor:
     """Decode the centre of every cell, in place; which are uncertain or otherwise than interpolated: (B, *cells)."""
     centres = (slice(None), *[slice(r // 2, None, r) for r in ratio])
-    field = logits.movedim(1, -1)[centres]
-    values = decode(lattice[centres].flatten())
-    label = _labels(values, regions)
-    differs = (label != _labels(field.flatten(0, -2), regions)).any(1)
-    active = differs | (_certainty(values, label, regions) < margin)
-    field.copy_(values.view(field.shape))
+    index = lattice[centres]
+    differs, uncertain = field.put(centres, decode(index.flatten()))
     decoded[centres] = True
-    return active.view(field.shape[:-1])
+    return (differs | uncertain).view(index.shape)
 
 
 def _refine(
     decode: Decode,
-    logits: Tensor,
+    field: LogitField | LabelField,
     decoded: Tensor,
     active: Tensor,
     ratio: Sequence[int],
     lattice: Tensor,
-    regions: bool,
 ) -> None:
     """Decode the points of active cells, and of those around points that turn out otherwise; in place."""
-    field = logits.movedim(1, -1)
     visited = active
     while True:
         index = (_points_of_cells(active, ratio, decoded.shape[1:]) & ~decoded).nonzero()
@@ -178,21 +259,17 @@ def _refine(
             return
         place = tuple(index.unbind(1))
         decoded[place] = True
-        values = decode(lattice[place])
-        wrong = (_labels(values, regions) != _labels(field[place], regions)).any(1)
-        field[place] = values
+        wrong, _ = field.put(place, decode(lattice[place]))
         if not wrong.any():
             return
         active = _cells_around(index[wrong], ratio, visited) & ~visited
         visited = visited | active
 
 
-def _active_cells(logits: Tensor, margin: float, regions: bool) -> Tensor:
+def _active_cells(label: Tensor, uncertain: Tensor) -> Tensor:
     """Cells, between two points along every axis, whose corners differ or are uncertain: (B, *cells) bool."""
-    label = _labels(logits, regions)
-    uncertain = _certainty(logits, label, regions) < margin
     highest = lowest = label.to(torch.int16)
-    for axis in range(2, logits.ndim):
+    for axis in range(2, label.ndim):
         highest, lowest = _of_neighbours(torch.maximum, highest, axis), _of_neighbours(torch.minimum, lowest, axis)
         uncertain = _of_neighbours(torch.logical_or, uncertain, axis - 1)
     return (highest != lowest).any(1) | uncertain
@@ -227,6 +304,12 @@ def _cells_around(points: Tensor, ratio: Sequence[int], cells: Tensor) -> Tensor
         where = (sample, *cell.unbind(1))
         result[where] = True
     return result
+
+
+def _judged(logits: Tensor, margin: float, regions: bool) -> tuple[Tensor, Tensor]:
+    """Labels of logits (B, K, ...), as `_labels`, and whether their margin is too small, (B, ...)."""
+    label = _labels(logits, regions)
+    return label, _certainty(logits, label, regions) < margin
 
 
 def _labels(logits: Tensor, regions: bool) -> Tensor:

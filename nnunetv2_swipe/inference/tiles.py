@@ -113,14 +113,15 @@ class TiledImage:
         return list(itertools.product(*_bounded(parts, min(_VALUES_PER_BLOCK // self.num_classes, _POINTS_PER_BLOCK))))
 
     @torch.inference_mode()
-    def decode_lattice(self, positions: Sequence[Tensor]) -> Tensor:
+    def decode_lattice(self, positions: Sequence[Tensor], *, labels_only: bool = False) -> Tensor:
         """Logits (K, *lattice) float32 of positions along z, y and x, ascending and evenly spaced, in voxels.
 
-        They are decoded as the plan says: MISE, own or blended. In 2D those of the nearest slice.
+        They are decoded as the plan says: MISE, own or blended. In 2D those of the nearest slice. Or labels alone, with
+        less memory and work: (1, *lattice), with regions (K, *lattice) bool.
         """
         self._forget_before(positions)
         levels = levels_of_lattice(self.config.mise_levels, positions[-self.config.dims :])
-        return decode_field(_Block(self, positions), self.config, levels)[0]
+        return decode_field(_Block(self, positions), self.config, levels, labels_only=labels_only)[0]
 
     @torch.inference_mode()
     def variance_lattice(self, positions: Sequence[Tensor]) -> Tensor:
