@@ -13,8 +13,9 @@ from benchmark_export import RESAMPLING, Case, export_stock, export_swipe, repor
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux only")
-def test_export_of_a_small_case(tmp_path):
+def test_export_of_a_small_case(tmp_path, monkeypatch):
     """The label files of both paths; where nnU-Net interpolates, borders may differ."""
+    monkeypatch.setattr("benchmark_export.BODY_MM", 15.0)
     case = Case((12, 40, 36), 5)
     write_logits(case, tmp_path / "logits.npy")
     ours = export_swipe(case, tmp_path / "swipe")

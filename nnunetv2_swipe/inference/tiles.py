@@ -8,7 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
 
 _GAUSSIAN_WIDTH = 1 / 8
 """Standard deviation of the tiles' weights, in tiles: nnU-Net's."""
+_NEGLIGIBLE = 0.01
+"""Share of a position's weight below which a tile is left out: in 3D half of the tiles, hardly a change of logits."""
 _VALUES_PER_BLOCK, _POINTS_PER_BLOCK = 1 << 24, 1 << 21
 """Logits and points of a block at most; decoding takes several times their memory."""
 
@@ -143,20 +145,19 @@ class TiledImage:
 
     def _decode(self, points: Tensor) -> Tensor:
         points = points + self._padding
-        total = torch.zeros(len(points), self.num_classes, device=self.device)
-        weights = torch.zeros(len(points), device=self.device)
+        shares = []
         for tile in self._tiles:
             start, end = torch.tensor(tile.start), torch.tensor(tile.end)
             inside = ((points >= start - 0.5) & (points < end - 0.5)).all(1).nonzero()[:, 0]
-            if len(inside) == 0:
-                continue
-            within = points[inside] - start
-            weight = torch.stack([self._weight(tile, axis, within[:, axis]) for axis in range(3)]).prod(0)
-            inside, weight = inside.to(self.device), weight.to(self.device)
-            weights[inside] += weight
-            logits = _mean(self._decode_pass(p, within[:, -self.config.dims :]) for p in self.passes(tile))
-            total[inside] += logits * weight[:, None]
-        return total / weights[:, None]
+            if len(inside):
+                within = points[inside] - start
+                weight = torch.stack([self._weight(tile, axis, within[:, axis]) for axis in range(3)]).prod(0)
+                shares.append(_Share(inside, within[:, -self.config.dims :], weight, tile))
+        total = torch.zeros(len(points), self.num_classes, device=self.device)
+        for share in _relevant(shares, len(points)):
+            logits = _mean(self._decode_pass(p, share.within) for p in self.passes(share.by))
+            total.index_add_(0, share.inside.to(self.device), logits * share.weight[:, None].to(self.device))
+        return total
 
     def _decode_pass(self, by: _Pass, within: Tensor) -> Tensor:
         points = torch.stack([by.mirror(axis, p) for axis, p in enumerate(within.unbind(1))], 1).to(self.device)
@@ -207,6 +208,34 @@ class TiledImage:
         if not self._gaussian or size == 1:
             return torch.ones_like(within)
         return torch.exp(-0.5 * ((within - size // 2) / (size * _GAUSSIAN_WIDTH)).square())
+
+
+class _Share(NamedTuple):
+    """What a tile has to say about some positions."""
+
+    inside: Tensor
+    """Their numbers, (M,)."""
+    within: Tensor
+    """Where they are in it, (M, ...)."""
+    weight: Tensor
+    """(M,)."""
+    by: Any
+    """What decodes them."""
+
+
+def _relevant(shares: Sequence[_Share], n: int) -> Iterator[_Share]:
+    """Shares in each of n positions that are not negligible, their weights adding up to one."""
+    for negligible in (_NEGLIGIBLE, 0.0):
+        total = torch.zeros(n, device=shares[0].weight.device)
+        for share in shares:
+            total.index_add_(0, share.inside, share.weight)
+        weights = [share.weight / total[share.inside] for share in shares]
+        chosen = [weight > negligible for weight in weights]
+        shares = [
+            _Share(share.inside[c], share.within[c], weight[c], share.by)
+            for share, weight, c in zip(shares, weights, chosen, strict=True)
+        ]
+    yield from (share for share in shares if len(share.inside))
 
 
 class _TilePart(NamedTuple):
@@ -273,8 +302,7 @@ class _Block:
     ) -> Tensor:
         """Mean (M, channels) over the tiles around points of their values in a tile, given its passes."""
         place = unravel(index, self.size)
-        total = torch.zeros(len(index), channels, device=self.device)
-        weights = torch.zeros(len(index), device=self.device)
+        shares = []
         for where, factors, decoders in self._parts:
             first = torch.tensor([w.start for w in where], device=self.device)
             shape = [w.stop - w.start for w in where]
@@ -282,10 +310,11 @@ class _Block:
             inside = ((within >= 0) & (within < torch.tensor(shape, device=self.device))).all(1).nonzero()[:, 0]
             within = within[inside]
             weight = torch.stack([f[i] for f, i in zip(factors, within.unbind(1), strict=True)]).prod(0)
-            number = flat_index(within[:, -self._dims :], shape[-self._dims :])
-            total.index_add_(0, inside, values(decoders, number) * weight[:, None])
-            weights.index_add_(0, inside, weight)
-        return total / weights[:, None]
+            shares.append(_Share(inside, flat_index(within[:, -self._dims :], shape[-self._dims :]), weight, decoders))
+        total = torch.zeros(len(index), channels, device=self.device)
+        for share in _relevant(shares, len(index)):
+            total.index_add_(0, share.inside, values(share.by, share.within) * share.weight[:, None])
+        return total
 
 
 def plain_network(predictor: nnUNetPredictor) -> nn.Module:
