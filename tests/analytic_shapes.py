@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_swipe.inference.geometry import grid_of_image
-
 
 def rotation(*angles):
     """Direction cosines of turns about x, y and z, in degrees."""
@@ -47,16 +45,13 @@ def write_ellipsoid(file, direction, spacing):
     centre = image.TransformContinuousIndexToPhysicalPoint(((size - 1) / 2 + (1.2, -2.3, 0.4)).tolist())
     image.SetOrigin((CENTRE - centre).tolist())
     index = np.indices(size[::-1].tolist()).reshape(3, -1).T
-    grid = grid_of_image({"sitk_stuff": geometry_of(image)}, size[::-1])
-    values = distance(grid.position_of(index)).reshape(size[::-1]).astype(np.float32)
+    origin = np.array(image.TransformIndexToPhysicalPoint((0, 0, 0)))
+    steps = [np.subtract(image.TransformIndexToPhysicalPoint(e), origin) for e in np.eye(3, dtype=int).tolist()]
+    values = distance(origin + index[:, ::-1] @ np.array(steps)).reshape(size[::-1]).astype(np.float32)
     values[:, :2] = values[:, :, :3] = 0
     filled = sitk.GetImageFromArray(values)
     filled.CopyInformation(image)
     sitk.WriteImage(filled, str(file))
-
-
-def geometry_of(image):
-    return {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
 
 
 def preprocessed(file, transpose):

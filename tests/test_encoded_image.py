@@ -188,3 +188,14 @@ def test_without_mirroring_and_folds_only_labels_and_patches_vary(tiled):
     found = tiled((8, 12, 8), (8, 12, 8)).variance_lattice([torch.arange(n).float() for n in (8, 12, 8)])
     assert (found[:2] > 0).flatten(1).any(1).all()
     assert not found[2:].any()
+
+
+@pytest.mark.parametrize(("tile", "size"), TILES.values(), ids=TILES)
+@pytest.mark.parametrize("decoding", ["own", "blended"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_labels_alone_are_those_of_the_logits(tiled, tile, size, decoding, levels):
+    image = tiled(tile, size, mirrored=(1,), decoding=decoding, mise_levels=levels, mise_margin=0.5)
+    positions = [torch.arange(2 * n) / 2 - 0.25 if n > 3 else torch.arange(n).float() for n in size]
+    expected = image.decode_lattice(positions).argmax(0)
+    assert len(expected.unique()) == 3
+    assert torch.equal(image.decode_lattice(positions, labels_only=True)[0].long(), expected)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,13 +102,6 @@ def stock_predict(root, output, *arguments, name=ABDOMEN, configuration="3d_full
     return sorted(output.glob("*.nii.gz")) + sorted(output.glob("*.png"))
 
 
-def agreement(a, b):
-    """Smallest Dice over the labels that either map holds in number."""
-    labels = [k for k in np.unique(a)[1:] if (a == k).sum() > 200]
-    assert labels
-    return min(2 * ((a == k) & (b == k)).sum() / ((a == k).sum() + (b == k).sum()) for k in labels)
-
-
 @pytest.mark.parametrize("name", [ABDOMEN, REGIONS])
 def test_on_the_images_grid_it_agrees_with_nnunet(root, tmp_path, name):
     (ours,) = swipe_predict(root, tmp_path / "ours", name=name)
@@ -119,8 +113,10 @@ def test_on_the_images_grid_it_agrees_with_nnunet(root, tmp_path, name):
         assert (tmp_path / "ours" / file).is_file()
 
 
-def test_folds_and_mirroring_are_averaged(root, tmp_path):
+def test_folds_and_mirroring_are_averaged(root, tmp_path, monkeypatch):
     """Probabilities, which follow the labels, are those of nnU-Net to a few percent."""
+    for options in ("OURS", "STOCK"):
+        monkeypatch.setattr(f"{__name__}.{options}", globals()[options][1:])  # with mirroring
     arguments = ("--save_probabilities",)
     (ours,) = swipe_predict(root, tmp_path / "ours", *arguments, folds=(0, 1))
     (stock,) = stock_predict(root, tmp_path / "stock", *arguments, folds=(0, 1))
@@ -197,7 +193,7 @@ def test_what_is_there_is_kept_and_what_was_cut_off_is_made_again(root, tmp_path
     assert not list(output.glob(".unfinished*"))
 
 
-def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch, capsys):
     def fail(_, __, file, ___):
         with open(file, "w") as half:  # noqa: PTH123
             half.write("half")
@@ -206,7 +202,8 @@ def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch
     monkeypatch.setattr("nnunetv2.imageio.simpleitk_reader_writer.SimpleITKIO.write_seg", fail)
     with pytest.raises(SystemExit, match="1"):
         swipe_predict(root, tmp_path)
-    assert not list(tmp_path.glob("*.nii.gz"))
+    assert "the disk is full" in capsys.readouterr().err
+    assert {f.suffix for f in tmp_path.iterdir()} == {".json"}
 
 
 @pytest.mark.parametrize(
@@ -328,3 +325,24 @@ def test_in_python(root):
     index = np.argwhere(labels > 0)[::37]
     probabilities = image.query(image.grid.position_of(index.astype(float)))
     assert np.mean(probabilities.argmax(1) == labels[tuple(index.T)]) > 0.99
+
+
+def test_arrays_and_sequences_are_decoded_too(root, tmp_path):
+    """What nnU-Net's predictor offers besides folders."""
+    predictor = predictor_of(root, ABDOMEN)
+    file = str(image_of(root, ABDOMEN))
+    image, properties = predictor.plans_manager.image_reader_writer_class().read_images([file])
+    expected = predictor.encode([file]).labels()
+    np.testing.assert_array_equal(predictor.encode_array(image, properties).labels(), expected)
+    np.testing.assert_array_equal(predictor.predict_single_npy_array(image, properties), expected)
+    ((labels, probabilities),) = predictor.predict_from_files_sequential([[file]], None, True)
+    np.testing.assert_array_equal(probabilities.argmax(0), labels)
+    assert np.mean(labels == expected) > 0.99
+    predictor.predict_from_files_sequential([[file]], [str(tmp_path / "case")])
+    np.testing.assert_array_equal(read_labels(tmp_path / "case.nii.gz"), expected)
+
+
+def test_commands_are_declared():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    for name, function in (("predict", main), ("mesh", mesh_main)):
+        assert f'nnUNetv2_swipe_{name} = "{function.__module__}:{function.__name__}"' in text

@@ -51,7 +51,7 @@ def _uncertainties(arguments: argparse.Namespace) -> tuple[str, ...]:
         raise ValueError("--save_uncertainty mirroring: there is no mirroring with --disable_tta.")
     if "folds" in arguments.save_uncertainty and len(arguments.f) == 1:
         raise ValueError("--save_uncertainty folds: name several folds by -f.")
-    return tuple(arguments.save_uncertainty) or ("uncertainty",)
+    return tuple(dict.fromkeys(arguments.save_uncertainty)) or ("uncertainty",)
 
 
 def _output_grid(arguments: argparse.Namespace, predictor: SwIPEPredictor) -> OutputGrid:

@@ -55,9 +55,13 @@ class CaseFiles:
     def write_labels(
         self, labels: np.ndarray, grid: Grid, ending: str, writer: BaseReaderWriter, properties: dict[str, Any]
     ) -> None:
-        """Write a label map with nnU-Net's writer; a NIfTI file of a map that is on the disk slice by slice."""
+        """Write a label map with nnU-Net's writer, or slice by slice if it is on the disk and NIfTI.
+
+        Not by the writers that reorient, which need it in memory.
+        """
         file = self._folder / f"{self.output.name}{ending}"
-        if isinstance(labels, np.memmap) and ending in (".nii", ".nii.gz"):
+        reorients = type(writer).__name__.endswith("WithReorient")
+        if isinstance(labels, np.memmap) and ending in (".nii", ".nii.gz") and not reorients:
             _write_nifti(labels, grid, file)
         else:
             writer.write_seg(labels, str(file), properties)

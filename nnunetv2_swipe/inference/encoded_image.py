@@ -1,5 +1,6 @@
 """An image that was encoded once, and answers for any position in the patient and any grid."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -102,9 +103,9 @@ class EncodedImage:
         """Variances (4, z, y, x) float32, summed over classes; default: on the image's own grid.
 
         One for each of `UNCERTAINTIES`: of the label, given the probabilities; of the probabilities over the nearest
-        patches, over mirrored passes, and over folds, each the mean over what comes after it. They add up to the
-        variance of the label, given the mean probabilities p of all: 1 - sum(p^2). Every position is decoded, by all
-        its nearest patches: it takes many times as long as `labels`.
+        patches, over mirrored passes, and over folds, each the mean over what comes after it. In a tile they add up to
+        the variance of the label, given the mean probabilities p of all: sum(p - p^2). Every position is decoded, by
+        all its nearest patches: it takes many times as long as `labels`.
 
         Raises:
             ValueError: The grid is not parallel to the image.
@@ -197,12 +198,13 @@ class EncodedImage:
             chosen, labels_only = reduce_labels or reduce, reduce_labels is not None
             self._fill_lattice(placement, out, lambda p: chosen(self._tiled.decode_lattice(p, labels_only=labels_only)))
             return
-        flat = out.reshape(len(out), -1)
-        n, step = flat.shape[1], max(1, _VALUES_AT_ONCE // self.num_classes)
+        n, step = math.prod(grid.shape), max(1, _VALUES_AT_ONCE // self.num_classes)
         for first in tqdm(range(0, n, step), disable=self._quiet):
-            part = slice(first, min(first + step, n))
-            index = np.stack(np.unravel_index(np.arange(part.start, part.stop), grid.shape), 1)
-            self._decode_points(placement, index, flat[:, part], reduce)
+            index = np.unravel_index(np.arange(first, min(first + step, n)), grid.shape)
+            where: tuple[Any, ...] = (slice(None), *index)
+            values = out[where]
+            self._decode_points(placement, np.stack(index, 1), values, reduce)
+            out[where] = values
 
     def _fill_lattice(
         self, placement: Placement, out: np.ndarray, values: Callable[[Sequence[Tensor]], Tensor]

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_swipe.network.coordinates import flat_index
+
 if TYPE_CHECKING:
     from nnunetv2_swipe.config import SwIPEConfig
 
@@ -95,13 +97,13 @@ class LogitField:
         shape = [(n - 1) * r + 1 for n, r in zip(self.values.shape[2:], ratio, strict=True)]
         self.values = F.interpolate(self.values, size=shape, mode=_LINEAR[len(shape)], align_corners=True)
 
-    def put(self, place: Place, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Set decoded logits (M, K); returns whether labels differ from those before, and are uncertain, (M,) each."""
+    def put(self, place: Place, logits: Tensor) -> Tensor:
+        """Set decoded logits (M, K); returns whether labels differ from those before, (M,)."""
         view = self.values.movedim(1, -1)
-        before = _labels(view[place].flatten(0, -2), self._regions)
-        label, uncertain = _judged(logits, self._margin, self._regions)
-        view[place] = logits.view(view[place].shape)
-        return (label != before).any(1), uncertain
+        before = view[place]
+        differs = _labels(logits, self._regions) != _labels(before.flatten(0, -2), self._regions)
+        view[place] = logits.view(before.shape)
+        return differs.any(1)
 
     def crop(self, size: Sequence[int]) -> None:
         """Leave out what lies beyond the crop."""
@@ -134,21 +136,22 @@ class LabelField:
         every_other = (slice(None), *[slice(None, None, r) for r in ratio])
         self._uncertain[every_other] = before
 
-    def put(self, place: Place, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def put(self, place: Place, logits: Tensor) -> Tensor:
         """Set the labels of decoded logits (M, K); returns as `LogitField.put`."""
         view = self.values.movedim(1, -1)
+        before = view[place]
         label, uncertain = _judged(logits, self._margin, self._regions)
         label = label.to(view.dtype)
-        differs = (label != view[place].flatten(0, -2)).any(1)
-        view[place] = label.view(view[place].shape)
-        self._uncertain[place] = uncertain.view(self._uncertain[place].shape)
-        return differs, uncertain
+        differs = label != before.flatten(0, -2)
+        view[place] = label.view(before.shape)
+        self._uncertain[place] = uncertain.view(before.shape[:-1])
+        return differs.any(1)
 
     def crop(self, size: Sequence[int]) -> None:
         """Leave out what lies beyond the crop."""
-        box = (slice(None), *[slice(n) for n in size])
-        self.values = self.values.movedim(1, -1)[box].movedim(-1, 1)
-        self._uncertain = self._uncertain[box]
+        box = [slice(n) for n in size]
+        of_values, of_points = (slice(None), slice(None), *box), (slice(None), *box)
+        self.values, self._uncertain = self.values[of_values], self._uncertain[of_points]
 
 
 def coarse_to_fine(
@@ -195,7 +198,7 @@ def coarse_to_fine(
         decoded = _halved(decoded, ratio)
         lattice = _lattice(batch, size, step, decoded.shape[1:], device)
         if coarsest:
-            active |= _decode_centres(decode, field, decoded, ratio, lattice)
+            active |= _decode_centres(decode, field, decoded, ratio, lattice, margin, regions)
             coarsest = False
         _refine(decode, field, decoded, active, ratio, lattice)
     field.crop(size)
@@ -206,10 +209,9 @@ def redecode_borders(decode: Decode, field: LogitField | LabelField) -> None:
     """Decode anew, in place, the voxels next to which labels differ or are uncertain."""
     active = _active_cells(*field.judged())
     shape = field.values.shape[2:]
-    near = _points_of_cells(active, [1] * len(shape), shape)
-    index = near.flatten().nonzero()[:, 0]
-    if len(index):
-        field.put(tuple(near.nonzero().unbind(1)), decode(index))
+    near = _points_of_cells(active, [1] * len(shape), shape).nonzero()
+    if len(near):
+        field.put(tuple(near.unbind(1)), decode(flat_index(near, (len(active), *shape))))
 
 
 def _lattice(
@@ -233,13 +235,21 @@ def _halved(decoded: Tensor, ratio: Sequence[int]) -> Tensor:
 
 
 def _decode_centres(
-    decode: Decode, field: LogitField | LabelField, decoded: Tensor, ratio: Sequence[int], lattice: Tensor
+    decode: Decode,
+    field: LogitField | LabelField,
+    decoded: Tensor,
+    ratio: Sequence[int],
+    lattice: Tensor,
+    margin: float,
+    regions: bool,
 ) -> Tensor:
     """Decode the centre of every cell, in place; which are uncertain or otherwise than interpolated: (B, *cells)."""
     centres = (slice(None), *[slice(r // 2, None, r) for r in ratio])
     index = lattice[centres]
-    differs, uncertain = field.put(centres, decode(index.flatten()))
+    logits = decode(index.flatten())
+    differs = field.put(centres, logits)
     decoded[centres] = True
+    _, uncertain = _judged(logits, margin, regions)
     return (differs | uncertain).view(index.shape)
 
 
@@ -259,7 +269,7 @@ def _refine(
             return
         place = tuple(index.unbind(1))
         decoded[place] = True
-        wrong, _ = field.put(place, decode(lattice[place]))
+        wrong = field.put(place, decode(lattice[place]))
         if not wrong.any():
             return
         active = _cells_around(index[wrong], ratio, visited) & ~visited

@@ -1,6 +1,7 @@
 """SwIPEPredictor: nnU-Net's predictor, its labels decoded on the grid that is asked for instead of resampled logits."""
 
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -43,7 +44,7 @@ class SwIPEPredictor(nnUNetPredictor):
     ) -> None:
         super().__init__(**{"perform_everything_on_device": False, **options})  # embeddings are in main memory
         self.output_grid = output_grid or OutputGrid()
-        self.uncertainties = tuple(uncertainties)
+        self.uncertainties = tuple(dict.fromkeys(uncertainties))
 
     def initialize_from_trained_model_folder(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """As nnU-Net's.
@@ -137,8 +138,9 @@ class SwIPEPredictor(nnUNetPredictor):
 
     def _check_case(self, files: Sequence[str], previous_stage: str | None) -> None:
         names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
-        found = sum(_header(f).GetNumberOfComponents() for f in files)
-        if found < len(names):
+        headers = [_header(f) for f in files]
+        found = sum(header.GetNumberOfComponents() for header in headers if header is not None)
+        if found != len(names) and None not in headers:
             raise ValueError(
                 f"{', '.join(files)}: found {found} of the {len(names)} channels ({', '.join(names)}). Is the file of "
                 "a channel missing?"
@@ -149,15 +151,15 @@ class SwIPEPredictor(nnUNetPredictor):
             raise ValueError(f"{files[0]}: the previous stage's label map {previous_stage or ''} is missing.")
 
     def _check_space(self, images: Sequence[list[str]], folder: Path) -> None:
-        """ValueError if the label maps of other grids than the images' do not fit on the disk."""
+        """ValueError if the largest label map of another grid than the images' does not fit on the disk."""
         if self.output_grid == OutputGrid():
             return
-        bytes_of_voxel = 2 + 4 * len(self.uncertainties)
-        needed = bytes_of_voxel * sum(math.prod(self.output_grid.of(_box_of_file(f[0])).shape) for f in images)
+        boxes = [box for box in (_box_of_file(f[0]) for f in images) if box is not None]
+        needed = max((math.prod(self.output_grid.of(box).shape) for box in boxes), default=0)
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise ValueError(
-                f"The label maps would take up to {needed / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB left. "
+                f"A label map would take up to {needed / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB left. "
                 "Ask for a coarser grid, or free space."
             )
 
@@ -216,9 +218,10 @@ class SwIPEPredictor(nnUNetPredictor):
         folder_with_segs_from_prev_stage: str | None = None,
     ) -> list[Any] | None:
         """As `predict_from_files`, without further processes."""
+        output = output_folder_or_list_of_truncated_output_files
         return self.predict_from_files(
             list_of_lists_or_source_folder,
-            output_folder_or_list_of_truncated_output_files,
+            list(map(os.path.abspath, output)) if isinstance(output, list) else output,
             save_probabilities,
             overwrite,
             num_processes_preprocessing=0,
@@ -289,25 +292,22 @@ class SwIPEPredictor(nnUNetPredictor):
             files.finish(ending)
 
 
-def _header(file: str) -> sitk.ImageFileReader:
-    """What the header of an image file says."""
+def _header(file: str) -> sitk.ImageFileReader | None:
+    """What the header of an image file says, if SimpleITK reads it; nnU-Net's readers read others, too."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
     try:
         reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ValueError(f"The image {file} cannot be read: {str(error).splitlines()[-1]}") from error
+    except RuntimeError:
+        return None
     return reader
 
 
-def _n_channels(header: sitk.ImageFileReader) -> int:
-    """Channels of a file: one, those of a colour image, or as many as it is long along a fourth axis."""
-    return header.GetNumberOfComponents() * math.prod(header.GetSize()[3:])
-
-
-def _box_of_file(file: str) -> Grid:
+def _box_of_file(file: str) -> Grid | None:
     """A grid of an image's size and spacing, from the header of its file."""
     header = _header(file)
+    if header is None:
+        return None
     spacing, size = header.GetSpacing()[:3], header.GetSize()[2::-1]
     properties = {"sitk_stuff": {"spacing": spacing, "origin": [0.0] * len(spacing), "direction": np.eye(len(spacing))}}
     return grid_of_image(properties, (1,) * (3 - len(size)) + size)

@@ -129,8 +129,8 @@ class TiledImage:
     def variance_lattice(self, positions: Sequence[Tensor]) -> Tensor:
         """Variances (4, *lattice) float32, one for each of `UNCERTAINTIES`, summed over classes.
 
-        Every position is decoded, by all its nearest patches. By the law of total variance they add up to that of the
-        label given the mean probabilities.
+        Every position is decoded, by all its nearest patches. By the law of total variance they add up, in a tile, to
+        that of the label given the mean probabilities; of several tiles they are the mean.
         """
         self._forget_before(positions)
         block = _Block(self, positions)
