@@ -37,6 +37,8 @@ install()  # adds nothing where the package is installed; a bare checkout has no
 ROOT = Path(__file__).parents[1]
 ABDOMEN, FUNDUS = ABDOMEN_NAME, FUNDUS_NAME
 PLANS = "nnUNetSwIPEPlans"
+MODEL = ("-tr", "SwIPETrainer", "-p", PLANS)
+ON_CPU = ("-device", "cpu")
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 NARROW = {
     "embedding_dim": 16,

@@ -11,6 +11,8 @@ import torch
 from nnunet_helpers import (
     ABDOMEN,
     FUNDUS,
+    MODEL,
+    ON_CPU,
     PLANS,
     call_command,
     edit_json,
@@ -30,8 +32,6 @@ from PIL import Image
 
 NUMBER, NAME = 903, "Dataset903_Organs"
 ORGANS = {"background": 0, "liver": 1, "kidney": 2, "spine": 3, "aorta": 4}
-MODEL = ("-tr", "SwIPETrainer", "-p", PLANS)
-ON_CPU = ("-device", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import pytest
 import torch
 from nnunet_helpers import (
     ABDOMEN,
+    MODEL,
+    ON_CPU,
     PLANS,
     geometry,
     make_folders,
@@ -20,8 +22,6 @@ from nnunet_helpers import (
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-MODEL = ("-tr", "SwIPETrainer", "-p", PLANS)
-ON_CPU = ("-device", "cpu")
 MODEL_FOLDER = f"{ABDOMEN}/SwIPETrainer__{PLANS}__3d_fullres"
 EPOCHS, ITERATIONS = 3, 3
 

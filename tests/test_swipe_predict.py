@@ -12,6 +12,8 @@ import torch
 from nnunet_helpers import (
     ABDOMEN,
     FUNDUS,
+    MODEL,
+    ON_CPU,
     PLANS,
     call_command,
     edit_json,
@@ -34,8 +36,6 @@ from nnunetv2_swipe.inference.encoded_image import EncodedImage
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 from nnunetv2_swipe.inference.tiles import UNCERTAINTIES
 
-MODEL = ("-tr", "SwIPETrainer", "-p", PLANS)
-ON_CPU = ("-device", "cpu")
 REGIONS = "Dataset905_Regions"
 OURS = ("--disable_tta", "--disable_progress_bar", "-npp", 0, "-nps", 1)
 STOCK = ("--disable_tta", "--disable_progress_bar", "-npp", 1, "-nps", 1)
@@ -58,6 +58,7 @@ def root(tmp_path_factory):
             edit_json(plans_file(name), narrow)
             edit_json(plans_file(name), decode_smoothly)
             for fold in folds:
+                torch.manual_seed(fold)
                 call_command("nnUNetv2_train", number, configuration, fold, *MODEL, *ON_CPU)
                 model = root / "nnUNet_results" / name / f"SwIPETrainer__{PLANS}__{configuration}"
                 sharpen(model / f"fold_{fold}" / "checkpoint_final.pth")
@@ -76,6 +77,8 @@ def sharpen(file):
     weights = checkpoint["network_weights"]
     weights["patch_decoder.seg_layers.weight"] *= 50
     weights["patch_decoder.seg_layers.bias"][:] = 2
+    if len(weights["patch_decoder.seg_layers.bias"]) > 3:  # classes, not regions: a map of background alone proves nothing
+        weights["patch_decoder.seg_layers.bias"][0] = -50
     weights["patch_decoder.point_layer.weight"] *= 0.05
     torch.save(checkpoint, file)
 

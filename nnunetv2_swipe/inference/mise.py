@@ -82,15 +82,17 @@ class LogitField:
 
     Attributes:
         values: The logits.
+        margin: Labels are uncertain below it.
+        regions: One sigmoid per channel instead of exclusive classes.
     """
 
     def __init__(self, logits: Tensor, margin: float, regions: bool) -> None:
         self.values = logits
-        self._margin, self._regions = margin, regions
+        self.margin, self.regions = margin, regions
 
     def judged(self) -> tuple[Tensor, Tensor]:
         """Labels (B, R, *shape), and whether they are uncertain (B, *shape)."""
-        return _judged(self.values, self._margin, self._regions)
+        return _judged(self.values, self.margin, self.regions)
 
     def halve(self, ratio: Sequence[int]) -> None:
         """Interpolate to a lattice that is finer by a ratio along each axis."""
@@ -101,7 +103,7 @@ class LogitField:
         """Set decoded logits (M, K); returns whether labels differ from those before, (M,)."""
         view = self.values.movedim(1, -1)
         before = view[place]
-        differs = _labels(logits, self._regions) != _labels(before.flatten(0, -2), self._regions)
+        differs = _labels(logits, self.regions) != _labels(before.flatten(0, -2), self.regions)
         view[place] = logits.view(before.shape)
         return differs.any(1)
 
@@ -119,7 +121,7 @@ class LabelField:
     """
 
     def __init__(self, logits: Tensor, margin: float, regions: bool) -> None:
-        self._margin, self._regions = margin, regions
+        self.margin, self.regions = margin, regions
         label, self._uncertain = _judged(logits, margin, regions)
         self.values = label if regions else label.to(torch.int16)
 
@@ -140,7 +142,7 @@ class LabelField:
         """Set the labels of decoded logits (M, K); returns as `LogitField.put`."""
         view = self.values.movedim(1, -1)
         before = view[place]
-        label, uncertain = _judged(logits, self._margin, self._regions)
+        label, uncertain = _judged(logits, self.margin, self.regions)
         label = label.to(view.dtype)
         differs = label != before.flatten(0, -2)
         view[place] = label.view(before.shape)
@@ -198,7 +200,7 @@ def coarse_to_fine(
         decoded = _halved(decoded, ratio)
         lattice = _lattice(batch, size, step, decoded.shape[1:], device)
         if coarsest:
-            active |= _decode_centres(decode, field, decoded, ratio, lattice, margin, regions)
+            active |= _decode_centres(decode, field, decoded, ratio, lattice)
             coarsest = False
         _refine(decode, field, decoded, active, ratio, lattice)
     field.crop(size)
@@ -235,13 +237,7 @@ def _halved(decoded: Tensor, ratio: Sequence[int]) -> Tensor:
 
 
 def _decode_centres(
-    decode: Decode,
-    field: LogitField | LabelField,
-    decoded: Tensor,
-    ratio: Sequence[int],
-    lattice: Tensor,
-    margin: float,
-    regions: bool,
+    decode: Decode, field: LogitField | LabelField, decoded: Tensor, ratio: Sequence[int], lattice: Tensor
 ) -> Tensor:
     """Decode the centre of every cell, in place; which are uncertain or otherwise than interpolated: (B, *cells)."""
     centres = (slice(None), *[slice(r // 2, None, r) for r in ratio])
@@ -249,7 +245,7 @@ def _decode_centres(
     logits = decode(index.flatten())
     differs = field.put(centres, logits)
     decoded[centres] = True
-    _, uncertain = _judged(logits, margin, regions)
+    _, uncertain = _judged(logits, field.margin, field.regions)
     return (differs | uncertain).view(index.shape)
 
 

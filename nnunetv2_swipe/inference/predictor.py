@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
@@ -98,27 +99,40 @@ class SwIPEPredictor(nnUNetPredictor):
         return {Path(f[0]).name[:-ending]: (f, p) for f, p in zip(images, previous, strict=True)}
 
     def _preprocess(self, image_files: list[str], previous_stage: str | None) -> tuple[torch.Tensor, dict[str, Any]]:
-        reader = self.plans_manager.image_reader_writer_class()
-        image, properties = reader.read_images(image_files)
-        labels = None if previous_stage is None else reader.read_seg(previous_stage)[0]
-        try:
-            return self._preprocess_array(image, properties, labels)
-        except ValueError as error:
-            raise ValueError(f"Case {', '.join(image_files)}: {error}") from error
+        return self._stacked(
+            previous_stage is not None,
+            *self._preprocessor.run_case(
+                image_files, previous_stage, self.plans_manager, self.configuration_manager, self.dataset_json
+            ),
+        )
 
     def _preprocess_array(
         self, image: np.ndarray, properties: Mapping[str, Any], previous_stage: np.ndarray | None
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        properties = dict(properties)
-        data, seg, properties_after = self.configuration_manager.preprocessor_class(
-            verbose=self.verbose_preprocessing
-        ).run_case_npy(
-            image, previous_stage, properties, self.plans_manager, self.configuration_manager, self.dataset_json
+        return self._stacked(
+            previous_stage is not None,
+            *self._preprocessor.run_case_npy(
+                image,
+                previous_stage,
+                dict(properties),
+                self.plans_manager,
+                self.configuration_manager,
+                self.dataset_json,
+            ),
         )
-        if previous_stage is not None:
+
+    @property
+    def _preprocessor(self) -> DefaultPreprocessor:
+        return self.configuration_manager.preprocessor_class(verbose=self.verbose_preprocessing)
+
+    def _stacked(
+        self, cascade: bool, data: np.ndarray, seg: np.ndarray, properties: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The preprocessed image, in a cascade with the previous stage's labels one-hot behind it."""
+        if cascade:
             one_hot = convert_labelmap_to_one_hot(seg[0], self.label_manager.foreground_labels, data.dtype)
             data = np.concatenate((data, one_hot))
-        return torch.from_numpy(data), properties_after
+        return torch.from_numpy(data), properties
 
     def _manage_input_and_output_lists(self, *args: Any, **kwargs: Any) -> tuple[list, list, list]:  # noqa: ANN401
         """As nnU-Net's; whatever would fail later is found before the first case.

@@ -47,15 +47,6 @@ class _Pass(NamedTuple):
     mirrored: tuple[int, ...]
     embeddings: Embeddings
 
-    def on(self, device: torch.device) -> Embeddings:
-        """Its embeddings where they are to be decoded."""
-        frame = self.embeddings.source_frame
-        return self.embeddings._replace(
-            patch=self.embeddings.patch.to(device),
-            image=self.embeddings.image.to(device),
-            source_frame=None if frame is None else frame.to(device),
-        )
-
     def mirror(self, axis: int, positions: Tensor) -> Tensor:
         """Positions along one of the network's axes, in voxels of the tile, as this pass sees them."""
         return self.embeddings.size[axis] - 1 - positions if axis in self.mirrored else positions
@@ -165,7 +156,7 @@ class TiledImage:
         points = F.pad(points, (0, 0, 0, padding_of(n, self.device)))
         sample = torch.zeros(len(points), dtype=torch.int64, device=self.device)
         decode = by.network.decode_blended if self.config.decoding == "blended" else by.network.decode
-        return decode(by.on(self.device), points, sample)[:n]
+        return decode(_moved(by.embeddings, self.device), points, sample)[:n]
 
     def _forget_before(self, positions: Sequence[Tensor]) -> None:
         """Drop the embeddings of tiles that end before a lattice, unless they are kept."""
@@ -180,7 +171,7 @@ class TiledImage:
             crop = self._image[box][None].to(self.device)
             crop = crop.squeeze(2) if self.config.dims == 2 else crop
             self._embedded[tile] = [
-                _Pass(network, axes, _stored(network.encode(crop.flip([a + 2 for a in axes]))))
+                _Pass(network, axes, _moved(network.encode(crop.flip([a + 2 for a in axes])), "cpu"))
                 for network in self._networks
                 for axes in self._mirrored
             ]
@@ -197,7 +188,11 @@ class TiledImage:
                 weights = [self._weight(tile, axis, p).to(self.device) for axis, p in enumerate(within)]
                 lattice = within[-self.config.dims :]
                 decoders = [
-                    LatticeDecoder(p.network, p.on(self.device), [p.mirror(axis, v) for axis, v in enumerate(lattice)])
+                    LatticeDecoder(
+                        p.network,
+                        _moved(p.embeddings, self.device),
+                        [p.mirror(axis, v) for axis, v in enumerate(lattice)],
+                    )
                     for p in self.passes(tile)
                 ]
                 yield _TilePart(where, weights, decoders)
@@ -349,14 +344,14 @@ def _mirrored(predictor: nnUNetPredictor) -> list[tuple[int, ...]]:
     return [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
 
 
-def _stored(embeddings: Embeddings) -> Embeddings:
-    """Embeddings in main memory, without what decoding does not need: there may be many tiles and passes."""
+def _moved(embeddings: Embeddings, device: torch.device | str) -> Embeddings:
+    """Embeddings on a device, without the attention, which decoding does not need."""
     frame = embeddings.source_frame
     return embeddings._replace(
-        patch=embeddings.patch.cpu(),
-        image=embeddings.image.cpu(),
+        patch=embeddings.patch.to(device),
+        image=embeddings.image.to(device),
         attention=None,
-        source_frame=None if frame is None else frame.cpu(),
+        source_frame=None if frame is None else frame.to(device),
     )
 
 
