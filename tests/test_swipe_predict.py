@@ -77,7 +77,7 @@ def sharpen(file):
     weights = checkpoint["network_weights"]
     weights["patch_decoder.seg_layers.weight"] *= 50
     weights["patch_decoder.seg_layers.bias"][:] = 2
-    if len(weights["patch_decoder.seg_layers.bias"]) > 3:  # classes, not regions: a map of background alone proves nothing
+    if len(weights["patch_decoder.seg_layers.bias"]) > 3:  # not regions: background alone proves nothing
         weights["patch_decoder.seg_layers.bias"][0] = -50
     weights["patch_decoder.point_layer.weight"] *= 0.05
     torch.save(checkpoint, file)
