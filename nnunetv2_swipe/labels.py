@@ -1,6 +1,7 @@
 """Which labels a dataset may hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -10,6 +11,17 @@ def declared_labels(label_manager: LabelManager) -> list[int]:
     """Every label that dataset.json declares, the ignore label included."""
     ignore = [label_manager.ignore_label] if label_manager.has_ignore_label else []
     return [int(label) for label in (*label_manager.all_labels, *ignore)]
+
+
+def named_structures(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The labels of every foreground class or region, by its name in dataset.json; the ignore label is none."""
+    named = {name: as_tuple(value) for name, value in dataset_json["labels"].items()}
+    return {name: values for name, values in named.items() if values != (0,) and name != "ignore"}
+
+
+def as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
+    """Labels as dataset.json gives them, one or several."""
+    return tuple(int(v) for v in value) if isinstance(value, Sequence) else (int(value),)
 
 
 def require_declared(segmentation: np.ndarray, declared: Sequence[int], subject: str) -> None:

@@ -29,9 +29,9 @@ from accuracy_study import NATIVE, Cell, Scale, Study
 from benchmark_speed import predictor_of, quiet, save_model
 from demo import DemoError
 from measure import device_name, isolated
+from nnunetv2_swipe.report.scores import METRICS
 from real_data import DATASETS
 from score_model import score_at_scales, score_cases
-from scores import METRICS
 
 NOMINAL_ITERATIONS = 1000
 """Length of the learning-rate schedule of a budget in seconds: only fractions of it count."""

@@ -14,8 +14,8 @@ from benchmark_speed import quiet
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 from nnunetv2_swipe.inference.tiles import UNCERTAINTIES
 from nnunetv2_swipe.planners.label_statistics import foreground_structures
-from score_model import TOLERANCE, training_files
-from scores import score_case
+from nnunetv2_swipe.report.scores import score_case
+from score_model import training_files
 
 
 def measure_grid(model: Path, folds: Sequence[int], cases: Sequence[str], device: torch.device) -> dict[str, Any]:
@@ -45,15 +45,9 @@ def measure_grid(model: Path, folds: Sequence[int], cases: Sequence[str], device
             (resampled,) = stock.predict_from_files_sequential([images], None)
         image = ours.encode(images)
         labels = image.labels()
-        dims = 2 if truth.shape[1] == 1 else 3
         pairs = {"nnU-Net": (resampled, truth[0]), "decoded": (labels, truth[0]), "between": (labels, resampled)}
         for key, maps in pairs.items():
-            scores = score_case(
-                *[np.asarray(m[0] if dims == 2 else m) for m in maps],
-                structures=structures,
-                spacing=properties["spacing"][-dims:],
-                tolerance=TOLERANCE[dims],
-            )
+            scores = score_case(*map(np.asarray, maps), structures=structures, spacing=properties["spacing"])
             dice[key] += [s["Dice"] for s in scores.values()]
         errors.append((labels != truth[0]).flatten())
         variances = image.uncertainty()

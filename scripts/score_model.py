@@ -13,15 +13,13 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from accuracy_study import Scale
+from calibration import calibration, expected_calibration_error
 from nnunetv2_swipe.inference.grid import predict_logits_on_grid
 from nnunetv2_swipe.inference.tiles import plain_network
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.label_statistics import foreground_structures
-from scores import calibration, expected_calibration_error, score_case
-
-TOLERANCE = {2: 2.0, 3: 1.0}
-"""Of the NSD: 2 pixels of the image in 2D, 1 mm in 3D."""
+from nnunetv2_swipe.report.scores import score_case
 
 
 class _Scores:
@@ -29,7 +27,6 @@ class _Scores:
 
     def __init__(self, predictor: nnUNetPredictor) -> None:
         self.labels = labels = predictor.label_manager
-        self.dims = len(predictor.configuration_manager.patch_size)
         self.structures = foreground_structures(labels)
         self.cases: dict[str, dict[str, dict[str, float]]] = {}
         self.bins: list[np.ndarray] = []
@@ -42,10 +39,8 @@ class _Scores:
         counted = truth != labels.ignore_label if labels.has_ignore_label else np.ones_like(truth, dtype=bool)
         regions = list(self.structures.values()) if labels.has_regions else []
         self.bins.append(calibration(probabilities[:, counted], truth[counted], regions=regions))
-        dims = self.dims if truth.shape[0] == 1 else 3  # a 2D configuration predicts slices of volumes, too
-        maps = [np.where(counted, m, 0)[0 if dims == 2 else slice(None)] for m in (prediction, truth)]
         self.cases[case] = score_case(
-            *maps, structures=self.structures, spacing=spacing[-dims:], tolerance=TOLERANCE[dims]
+            prediction, truth, structures=self.structures, spacing=spacing, ignore_label=labels.ignore_label
         )
 
     def result(self) -> dict[str, Any]:

@@ -18,11 +18,12 @@ import score_model
 from accuracy_study import Cell, Model, Study, read_study
 from benchmark_accuracy import measure_cell, report, run_study
 from benchmark_speed import predictor_of
+from calibration import calibration, expected_calibration_error
 from demo import DemoError
 from nnunetv2_swipe.inference.grid import predict_logits_on_grid
 from nnunetv2_swipe.network.coordinates import source_channels
+from nnunetv2_swipe.report.scores import score_case
 from nnunetv2_swipe.trainers import SwIPETrainer
-from scores import calibration, expected_calibration_error, score_case
 
 STUDIES = sorted((Path(__file__).parents[1] / "scripts" / "studies").glob("*.toml"))
 CUBE = (slice(2, 8), slice(2, 8), slice(2, 8))
@@ -52,8 +53,8 @@ class TestScores:
         assert self.score(shifted, block(*CUBE), spacing=(3, 1, 1), tolerance=6.0)["NSD"] == pytest.approx(1)
 
     def test_two_dimensions(self):
-        truth = block(*CUBE)[5]
-        scores = self.score(np.roll(truth, 1, 0), truth, spacing=(1, 1), tolerance=2.0)
+        truth = block(*CUBE)[5:6]
+        scores = self.score(np.roll(truth, 1, 1), truth, tolerance=None)
         assert scores == {"Dice": pytest.approx(5 / 6), "NSD": 1, "HD95": 1}
 
     def test_a_structure_in_one_map_only_has_the_worst_scores(self):
@@ -76,6 +77,12 @@ class TestScores:
         n_first, n_second = (truth == 1).sum(), (truth == 2).sum()
         expected = {"1": 1, "2": 0, "both": 2 * n_first / (2 * n_first + n_second)}
         assert {name: scores["Dice"] for name, scores in found.items()} == pytest.approx(expected)
+
+    def test_what_is_ignored_does_not_count(self):
+        truth = block(*CUBE)
+        truth[:, :, 5:] = 9
+        found = score_case(block(*CUBE), truth, structures={"1": [1]}, spacing=(1, 1, 1), ignore_label=9)
+        assert found == {"1": {"Dice": 1, "NSD": 1, "HD95": 0}}
 
     @pytest.mark.parametrize("regions", [False, True])
     def test_calibration(self, regions):

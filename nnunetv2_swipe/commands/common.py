@@ -56,7 +56,7 @@ def make_predictor(arguments: argparse.Namespace) -> SwIPEPredictor:
         OSError: The output folder cannot be made.
     """
     model = _model_folder(arguments)
-    device = _device(arguments.device)
+    device = choose_device(arguments.device)
     if not 0 < arguments.step_size <= 1:
         raise ValueError(f"-step_size is {arguments.step_size}; it must be above 0, 1 at most.")
     if not Path(arguments.i).is_dir():
@@ -108,7 +108,7 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device, with the numbers of threads that nnU-Net's commands set for it."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA GPU here. Predict on the CPU with -device cpu.")

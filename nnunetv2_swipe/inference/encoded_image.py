@@ -15,6 +15,7 @@ from tqdm import tqdm
 from nnunetv2_swipe.inference.geometry import Grid, Placement, grid_of_image, place
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 from nnunetv2_swipe.inference.tiles import UNCERTAINTIES, TiledImage
+from nnunetv2_swipe.labels import as_tuple, named_structures
 
 _ROUNDING = 1e-3
 """Of positions, in voxels."""
@@ -111,11 +112,28 @@ class EncodedImage:
             ValueError: The grid is not parallel to the image.
         """
         grid = grid or self.grid
-        placement = self._placement(grid)
-        if not placement.is_lattice(grid.shape):
-            raise ValueError("Uncertainty is decoded on grids parallel to the image only.")
         result = np.zeros((len(UNCERTAINTIES), *grid.shape), dtype=np.float32)
-        self._fill_lattice(placement, result, self._tiled.variance_lattice)
+        self._fill_lattice(self._lattice(grid, "Uncertainty is decoded"), result, self._tiled.variance_lattice)
+        return result
+
+    def attention(self, grid: Grid | None = None) -> np.ndarray | None:
+        """How much each stage counts for the patch of every point (MEA): (n stages, z, y, x) float32, finest first.
+
+        The weights of all stages add up to one; 0 outside the image. None of a network without multi-stage attention.
+
+        Args:
+            grid: The grid; default: the image's own.
+
+        Raises:
+            ValueError: The grid is not parallel to the image.
+        """
+        grid = grid or self.grid
+        placement = self._lattice(grid, "Attention is shown")
+        weights = self._tiled.attention()
+        if weights is None:
+            return None
+        result = np.zeros((len(weights), *grid.shape), dtype=np.float32)
+        self._fill_lattice(placement, result, partial(_nearest, weights))
         return result
 
     def mesh(self, name: str, spacing_mm: float | None = None) -> Mesh:
@@ -174,6 +192,13 @@ class EncodedImage:
 
     def _placement(self, grid: Grid) -> Placement:
         return place(grid, self.grid, transpose=self._transpose, bbox=self._bbox, shape=self._tiled.shape)
+
+    def _lattice(self, grid: Grid, what: str) -> Placement:
+        """Where a grid lies; ValueError if it is not parallel to the image."""
+        placement = self._placement(grid)
+        if not placement.is_lattice(grid.shape):
+            raise ValueError(f"{what} on grids parallel to the image only.")
+        return placement
 
     def _label_map(self, labels: Tensor) -> Tensor:
         """Labels (1, ...) of those that `decode_lattice` returns."""
@@ -245,6 +270,13 @@ class EncodedImage:
             warnings.warn("The grid reaches beyond the image; what is outside is labelled background.", stacklevel=2)
 
 
+def _nearest(values: Tensor, positions: Sequence[Tensor]) -> Tensor:
+    """Values (C, *shape) at the voxels nearest to positions along each axis."""
+    for axis, p in enumerate(positions, start=1):
+        values = values.index_select(axis, p.round().long().clamp(0, values.shape[axis] - 1))
+    return values
+
+
 def _around(mask: np.ndarray) -> tuple[slice, ...]:
     """The box of a mask's voxels and their neighbours; one voxel if there are none."""
     box = []
@@ -258,12 +290,6 @@ def _around(mask: np.ndarray) -> tuple[slice, ...]:
 def named_channels(predictor: nnUNetPredictor) -> dict[str, int]:
     """The number, among the K, of every foreground class or region by its name in dataset.json."""
     labels = predictor.label_manager
-    named = {name: _as_tuple(value) for name, value in predictor.dataset_json["labels"].items()}
-    of = {_as_tuple(r): i for i, r in enumerate(labels.foreground_regions)} if labels.has_regions else None
-    if of is None:
-        of = {(label,): label for label in labels.foreground_labels}
-    return {name: of[value] for name, value in named.items() if value in of}
-
-
-def _as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (int(value),) if isinstance(value, int) else tuple(int(v) for v in value)
+    heads = labels.foreground_regions if labels.has_regions else labels.all_labels
+    of = {as_tuple(head): number for number, head in enumerate(heads)}
+    return {name: of[values] for name, values in named_structures(predictor.dataset_json).items() if values in of}

@@ -26,7 +26,7 @@ class Mesh(NamedTuple):
     """(F, 3) int64: vertices, counterclockwise as seen from outside."""
 
 
-def extract_mesh(field: np.ndarray, grid: Grid, occupancy: Occupancy) -> Mesh:
+def extract_mesh(field: np.ndarray, grid: Grid, occupancy: Occupancy | None = None) -> Mesh:
     """The surface on which the occupancy is one half.
 
     Outside the grid nothing is occupied: the surface is closed there.
@@ -34,7 +34,7 @@ def extract_mesh(field: np.ndarray, grid: Grid, occupancy: Occupancy) -> Mesh:
     Args:
         field: Occupancy on a grid, (z, y, x).
         grid: The grid.
-        occupancy: The same field anywhere.
+        occupancy: The same field anywhere; without it, it is taken as linear between points of the grid.
 
     Returns:
         The surface; without vertices where the occupancy is nowhere above one half.
@@ -43,7 +43,9 @@ def extract_mesh(field: np.ndarray, grid: Grid, occupancy: Occupancy) -> Mesh:
         return Mesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
     padded = np.pad(field, 1)
     vertices, faces, _, _ = marching_cubes(padded, LEVEL, allow_degenerate=False)
-    vertices = _refined(vertices.astype(float), padded, lambda index: occupancy(grid.position_of(index - 1)))
+    vertices = vertices.astype(float)
+    if occupancy is not None:
+        vertices = _refined(vertices, padded, lambda index: occupancy(grid.position_of(index - 1)))
     position = grid.position_of(vertices - 1)
     faces = faces.astype(np.int64)
     if _volume(position, faces) < 0:

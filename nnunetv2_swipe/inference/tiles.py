@@ -167,15 +167,39 @@ class TiledImage:
     def passes(self, tile: _Tile) -> list[_Pass]:
         """The embeddings of a tile by every fold, mirrored in every way; computed when first asked for."""
         if tile not in self._embedded:
-            box = (slice(None), *[slice(a, b) for a, b in zip(tile.start, tile.end, strict=True)])
-            crop = self._image[box][None].to(self.device)
-            crop = crop.squeeze(2) if self.config.dims == 2 else crop
+            crop = self._crop(tile)
             self._embedded[tile] = [
                 _Pass(network, axes, _moved(network.encode(crop.flip([a + 2 for a in axes])), "cpu"))
                 for network in self._networks
                 for axes in self._mirrored
             ]
         return self._embedded[tile]
+
+    @torch.inference_mode()
+    def attention(self) -> Tensor | None:
+        """Weight (n stages, *shape) of every stage in the embedding of each voxel's patch (MEA), if the network has it.
+
+        Means over folds, and over tiles where they overlap; not mirrored.
+        """
+        total = torch.zeros(len(self.config.strides), *self._image.shape[1:])
+        count = torch.zeros(self._image.shape[1:])
+        for tile in self._tiles:
+            box = (slice(None), *[slice(a, b) for a, b in zip(tile.start, tile.end, strict=True)])
+            for network in self._networks:
+                embeddings = network.encode(self._crop(tile))
+                if embeddings.attention is None:
+                    return None
+                weights = _of_voxels(embeddings.attention[0], self.config.patch_size, embeddings.size)
+                total[box] += weights.view_as(total[box])
+                count[box[1:]] += 1
+        inside = (slice(None), *[slice(p, p + n) for p, n in zip(self._padding.tolist(), self.shape, strict=True)])
+        return (total / count)[inside]
+
+    def _crop(self, tile: _Tile) -> Tensor:
+        """What the network sees of a tile, (1, channels, *crop)."""
+        box = (slice(None), *[slice(a, b) for a, b in zip(tile.start, tile.end, strict=True)])
+        crop = self._image[box][None].to(self.device)
+        return crop.squeeze(2) if self.config.dims == 2 else crop
 
     def parts_in_tiles(self, positions: Sequence[Tensor]) -> Iterator["_TilePart"]:
         """What of a lattice lies in each tile that holds any of it."""
@@ -342,6 +366,14 @@ def _mirrored(predictor: nnUNetPredictor) -> list[tuple[int, ...]]:
     """Every set of axes that the predictor mirrors at once, none first."""
     axes = (predictor.allowed_mirroring_axes or ()) if predictor.use_mirroring else ()
     return [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
+
+
+def _of_voxels(values: Tensor, patch_size: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Values (*grid, C) of patches as values (C, *size) float32 of their voxels."""
+    values = values.movedim(-1, 0).float().cpu()
+    for axis, (s, n) in enumerate(zip(patch_size, size, strict=True), start=1):
+        values = values.repeat_interleave(s, axis).narrow(axis, 0, n)
+    return values
 
 
 def _moved(embeddings: Embeddings, device: torch.device | str) -> Embeddings:

@@ -1,0 +1,129 @@
+"""`nnUNetv2_swipe_report`: one HTML page about a model or a folder of predictions."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_swipe.commands.common import choose_device, run
+from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+from nnunetv2_swipe.report.cases import Case, cases_of_model, cases_of_predictions, is_model_folder, trained_folds
+
+PACKAGES = ("plotly", "monai", "jinja2")
+
+
+def main() -> None:
+    """Entry point."""
+    run(_parser(), write_report)
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    """Write the page.
+
+    Raises:
+        ValueError: Something of the input cannot be used; it is named.
+        OSError: A file cannot be read or written.
+    """
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"A report needs {', '.join(missing)}: pip install 'nnunetv2-swipe[report]'")
+    from nnunetv2_swipe.report.build import case_rows, describe_model, subtitle
+    from nnunetv2_swipe.report.page import Report, write_page
+
+    folder, output = Path(arguments.folder).resolve(), Path(arguments.o).resolve()
+    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+        raise ValueError(f"The report cannot be written to {output}: its folder does not exist or is not writable.")
+    if arguments.cases < 0:
+        raise ValueError(f"--cases is {arguments.cases}; it must be 0 or more.")
+    of_model = is_model_folder(folder)
+    model = folder if of_model else None if arguments.m is None else Path(arguments.m).resolve()
+    dataset, plans = (_load(model or folder, name) for name in ("dataset.json", "plans.json"))
+    folds = _folds(model, arguments) if model else []
+    if of_model:
+        cases = cases_of_model(folder, folds)
+    else:
+        images, truth = (None if f is None else Path(f) for f in (arguments.i, arguments.truth))
+        cases = cases_of_predictions(folder, dataset["file_ending"], images, truth)
+    predictor_of = _predictors(model, folds, arguments) if model else _none
+    predictor_of(cases[0])  # a model of another trainer is refused now
+    rows = case_rows(
+        cases,
+        PlansManager(plans),
+        dataset,
+        predictor_of,
+        details=arguments.cases,
+        quiet=arguments.disable_progress_bar,
+    )
+    title = " / ".join((folder.parent.name, folder.name)) if of_model else folder.name
+    report = Report(title, subtitle(rows), dataset, rows)
+    if model:
+        describe_model(report, model, folds, arguments.chk, cases)
+    write_page(report, output)
+    print(f"Wrote {output} ({output.stat().st_size / 1e6:.0f} MB)")
+
+
+def _load(folder: Path, name: str) -> dict:
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder} holds no {name}: it is neither the folder of a model nor one of predictions.")
+    return load_json(str(folder / name))
+
+
+def _folds(model: Path, arguments: argparse.Namespace) -> list[str]:
+    """The folds asked for, by default all that are trained."""
+    trained = trained_folds(model, arguments.chk)
+    folds = list(dict.fromkeys(arguments.f or trained))
+    unknown = [fold for fold in folds if fold not in trained]
+    if unknown or not folds:
+        raise ValueError(
+            f"{model} has no {arguments.chk} of {'fold ' + unknown[0] if unknown else 'any fold'}; there are "
+            f"{', '.join(trained) or 'none'}. Choose by -f and -chk."
+        )
+    return folds
+
+
+def _none(_: Case) -> None:
+    """Without a model."""
+
+
+def _predictors(
+    model: Path, folds: Sequence[str], arguments: argparse.Namespace
+) -> Callable[[Case], SwIPEPredictor | None]:
+    """For every case the folds that predicted it: the one that it validates, else all of them."""
+    device = choose_device(arguments.device)
+
+    @cache
+    def load(fold: str | None) -> SwIPEPredictor | None:
+        predictor = SwIPEPredictor(use_mirroring=not arguments.disable_tta, device=device, allow_tqdm=False)
+        used = tuple(f if f == "all" else int(f) for f in (folds if fold is None else [fold]))
+        predictor.initialize_from_trained_model_folder(str(model), used, arguments.chk)
+        # the second stage of a cascade would need the first one's labels
+        return None if predictor.configuration_manager.previous_stage_name else predictor
+
+    return lambda case: load(case.fold)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_swipe_report",
+        description="Write one HTML page, to be looked at in any browser, without a network: cases, worst first, with "
+        "scores, slices, errors, uncertainty, attention and surfaces; training curves; the plan in words.",
+    )
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="of a model (its validation cases are shown) or of predictions")
+    add("-o", default="report.html", metavar="FILE", help="where the page is written (default: report.html)")
+    add("-m", metavar="FOLDER", help="of predictions: the model's folder, for what the model knows of them")
+    add("-i", metavar="FOLDER", help="of predictions: the images (default: those that were predicted)")
+    add("--truth", metavar="FOLDER", help="of predictions: the true label maps, if there are any")
+    add("-f", nargs="+", metavar="FOLD", help="folds of the model (default: all that are trained)")
+    add("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
+    add("--cases", type=int, default=50, metavar="N", help="show so many cases, the worst ones (default: 50)")
+    add("--disable_tta", action="store_true", help="no mirroring: faster uncertainty and surfaces")
+    add("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
+    add("--disable_progress_bar", action="store_true", help="no progress bars")
+    add("--verbose", action="store_true", help="say where an error comes from")
+    return parser

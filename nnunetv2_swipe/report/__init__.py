@@ -1,0 +1,1 @@
+"""One HTML page about a model or a folder of predictions."""

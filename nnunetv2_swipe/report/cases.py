@@ -1,0 +1,119 @@
+"""Which cases a report is about: those that a model's folds were validated on, or those of a prediction folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.utils import (
+    create_lists_from_splitted_dataset_folder,
+    get_filenames_of_train_images_and_targets,
+)
+
+ARGUMENTS_FILE = "predict_from_raw_data_args.json"
+"""What nnU-Net keeps of a prediction's arguments."""
+
+
+class Case(NamedTuple):
+    """One predicted image."""
+
+    name: str
+    images: list[Path]
+    """A file for each channel."""
+    prediction: Path
+    """Its label map."""
+    truth: Path | None
+    """The reference's, if there is one."""
+    fold: str | None
+    """The fold that it validates."""
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is of a trained model."""
+    return any(folder.glob("fold_*"))
+
+
+def trained_folds(model: Path, checkpoint: str) -> list[str]:
+    """The folds of a model that have a checkpoint."""
+    return sorted(file.parent.name.removeprefix("fold_") for file in model.glob(f"fold_*/{checkpoint}"))
+
+
+def cases_of_model(model: Path, folds: Sequence[str]) -> list[Case]:
+    """The validation cases of some folds, as they were predicted at the end of the training.
+
+    Raises:
+        ValueError: A fold was not validated, or the dataset is not where nnU-Net's variables say.
+    """
+    dataset, ending = model.parent.name, load_json(str(model / "dataset.json"))["file_ending"]
+    truth = _folder_of_variable("nnUNet_preprocessed", nnUNet_preprocessed) / dataset / "gt_segmentations"
+    raw = _folder_of_variable("nnUNet_raw", nnUNet_raw) / dataset
+    for folder in (truth, raw):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is missing; a model's report needs the images and labels it was trained on.")
+    files = get_filenames_of_train_images_and_targets(str(raw))
+    cases = []
+    for fold in folds:
+        predictions = sorted((model / f"fold_{fold}" / "validation").glob(f"*{ending}"))
+        if not predictions:
+            raise ValueError(
+                f"{model} holds no validation of fold {fold}. Train it to the end, validate it by nnUNetv2_train with "
+                "--val, or choose other folds by -f."
+            )
+        for prediction in predictions:
+            name = prediction.name.removesuffix(ending)
+            if name not in files:
+                raise ValueError(f"{raw} holds no image of the case {name}, which {prediction} is a prediction of.")
+            cases.append(
+                Case(name, list(map(Path, files[name]["images"])), prediction, truth / prediction.name, str(fold))
+            )
+    return cases
+
+
+def cases_of_predictions(folder: Path, ending: str, images: Path | None, truth: Path | None) -> list[Case]:
+    """The cases of a prediction folder.
+
+    Args:
+        folder: Where nnUNetv2_predict or nnUNetv2_swipe_predict wrote.
+        ending: Of the files.
+        images: The folder of the images; default: the one that was predicted.
+        truth: The folder of the references, if there are any.
+
+    Raises:
+        ValueError: The folder holds no predictions, or files that belong to them are missing.
+    """
+    predictions = sorted(folder.glob(f"*{ending}"))
+    if not predictions:
+        raise ValueError(f"{folder} holds no predictions that end in {ending}, and no folds of a model.")
+    files = _images(folder, images, ending)
+    cases = []
+    for prediction in predictions:
+        name = prediction.name.removesuffix(ending)
+        if name not in files:
+            raise ValueError(f"There is no image of {prediction}; name the folder of the images by -i.")
+        reference = None if truth is None else truth / prediction.name
+        found = reference if reference is not None and reference.is_file() else None
+        cases.append(Case(name, files[name], prediction, found, None))
+    if truth is not None and not any(case.truth for case in cases):
+        raise ValueError(f"{truth} holds no label map of a predicted case, such as {predictions[0].name}.")
+    return cases
+
+
+def _images(folder: Path, images: Path | None, ending: str) -> Mapping[str, list[Path]]:
+    """The image files of every case."""
+    source: Any = None if images is None else str(images)
+    arguments = folder / ARGUMENTS_FILE
+    if source is None and arguments.is_file():
+        source = load_json(str(arguments)).get("list_of_lists_or_source_folder")
+    if isinstance(source, str) and Path(source).is_dir():
+        source = create_lists_from_splitted_dataset_folder(source, ending)
+    if not isinstance(source, list) or not source:
+        raise ValueError(f"The images that {folder} was predicted from are not at hand; name their folder by -i.")
+    length = len("_0000" + ending)
+    return {Path(files[0]).name[:-length]: list(map(Path, files)) for files in source}
+
+
+def _folder_of_variable(name: str, path: Any) -> Path:  # noqa: ANN401  (nnU-Net's own type of path)
+    if not path.is_set():
+        raise ValueError(f"The environment variable {name} is not set; a model's report needs it.")
+    return Path(path)
