@@ -87,6 +87,14 @@ def tiny_input():
     return make
 
 
+@pytest.fixture(scope="session")
+def trained_models(tmp_path_factory):
+    """nnU-Net's folders with phantoms and narrow models of them."""
+    from nnunet_helpers import train_models
+
+    return train_models(tmp_path_factory.mktemp("models"))
+
+
 @pytest.fixture
 def ellipsoid(tmp_path, monkeypatch):
     """Factory make(direction, spacing, transpose) of an encoded image of `analytic_shapes`' ellipsoid."""

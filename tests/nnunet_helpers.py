@@ -36,6 +36,7 @@ install()  # adds nothing where the package is installed; a bare checkout has no
 
 ROOT = Path(__file__).parents[1]
 ABDOMEN, FUNDUS = ABDOMEN_NAME, FUNDUS_NAME
+REGIONS = "Dataset905_Regions"
 PLANS = "nnUNetSwIPEPlans"
 MODEL = ("-tr", "SwIPETrainer", "-p", PLANS)
 ON_CPU = ("-device", "cpu")
@@ -219,3 +220,46 @@ def _run(command, variables, timeout):
         pytest.fail(f"{command} took more than {timeout} s:\n{output[-4000:]}")
     assert process.returncode == 0, f"{command} failed:\n{output[-6000:]}"
     return output
+
+
+def train_models(folder):
+    """Phantoms, and narrow models of one step: two folds of 3d_fullres, one of 2d (photographs), one with regions."""
+    with nnunet_folders(folder, SWIPE_NUM_EPOCHS="1", SWIPE_ITERATIONS_PER_EPOCH="1") as root:
+        write_phantom(root / "nnUNet_raw", cases_2d=5)
+        regions = {"background": 0, "organs": [1, 2, 3, 4], "liver": 1, "aorta": 4, "ignore": 5}
+        write_variant(root / "nnUNet_raw" / ABDOMEN, REGIONS, labels=regions, regions_class_order=[2, 1, 4])
+        for number, name, configuration, folds in (
+            (901, ABDOMEN, "3d_fullres", (0, 1)),
+            (902, FUNDUS, "2d", (0,)),
+            (905, REGIONS, "3d_fullres", (0,)),
+        ):
+            plan(number, "SwIPEPlanner", "-c", configuration)
+            edit_json(plans_file(name), narrow)
+            edit_json(plans_file(name), _decode_smoothly)
+            for fold in folds:
+                torch.manual_seed(fold)
+                call_command("nnUNetv2_train", number, configuration, fold, *MODEL, *ON_CPU)
+                _sharpen(model_folder(root, name, configuration) / f"fold_{fold}" / "checkpoint_final.pth")
+    return folder
+
+
+def model_folder(root, name, configuration="3d_fullres"):
+    return root / "nnUNet_results" / name / f"SwIPETrainer__{PLANS}__{configuration}"
+
+
+def _decode_smoothly(plans):
+    """Continuous fields, every voxel decoded: labels of positions do not depend on the grid that they are in."""
+    for configuration in plans["configurations"].values():
+        configuration["swipe"].update(mise_levels=0, decoding="blended")
+
+
+def _sharpen(file):
+    """Make a network that has not learnt anything sure of its random classes, by patches more than by positions."""
+    checkpoint = torch.load(file, weights_only=False)
+    weights = checkpoint["network_weights"]
+    weights["patch_decoder.seg_layers.weight"] *= 50
+    weights["patch_decoder.seg_layers.bias"][:] = 2
+    if len(weights["patch_decoder.seg_layers.bias"]) > 3:  # not regions: background alone proves nothing
+        weights["patch_decoder.seg_layers.bias"][0] = -50
+    weights["patch_decoder.point_layer.weight"] *= 0.05
+    torch.save(checkpoint, file)

@@ -14,73 +14,33 @@ from nnunet_helpers import (
     FUNDUS,
     MODEL,
     ON_CPU,
-    PLANS,
+    REGIONS,
     call_command,
-    edit_json,
     geometry,
-    narrow,
+    model_folder,
     nnunet_folders,
-    plan,
-    plans_file,
     read_labels,
-    write_phantom,
-    write_variant,
 )
 from PIL import Image
 
 from benchmark_grid import measure_grid, report
 from nnunetv2_swipe.commands.mesh import main as mesh_main
 from nnunetv2_swipe.commands.predict import main
+from nnunetv2_swipe.commands.report import main as report_main
 from nnunetv2_swipe.inference import case_files
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 from nnunetv2_swipe.inference.tiles import UNCERTAINTIES
 
-REGIONS = "Dataset905_Regions"
 OURS = ("--disable_tta", "--disable_progress_bar", "-npp", 0, "-nps", 1)
 STOCK = ("--disable_tta", "--disable_progress_bar", "-npp", 1, "-nps", 1)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(trained_models):
     """Two folds of 3d_fullres, one of 2d on photographs and one with regions."""
-    folder = tmp_path_factory.mktemp("swipe_predict")
-    with nnunet_folders(folder, SWIPE_NUM_EPOCHS="1", SWIPE_ITERATIONS_PER_EPOCH="1") as root:
-        write_phantom(root / "nnUNet_raw", cases_2d=5)
-        regions = {"background": 0, "organs": [1, 2, 3, 4], "liver": 1, "aorta": 4, "ignore": 5}
-        write_variant(root / "nnUNet_raw" / ABDOMEN, REGIONS, labels=regions, regions_class_order=[2, 1, 4])
-        for number, name, configuration, folds in (
-            (901, ABDOMEN, "3d_fullres", (0, 1)),
-            (902, FUNDUS, "2d", (0,)),
-            (905, REGIONS, "3d_fullres", (0,)),
-        ):
-            plan(number, "SwIPEPlanner", "-c", configuration)
-            edit_json(plans_file(name), narrow)
-            edit_json(plans_file(name), decode_smoothly)
-            for fold in folds:
-                torch.manual_seed(fold)
-                call_command("nnUNetv2_train", number, configuration, fold, *MODEL, *ON_CPU)
-                model = root / "nnUNet_results" / name / f"SwIPETrainer__{PLANS}__{configuration}"
-                sharpen(model / f"fold_{fold}" / "checkpoint_final.pth")
+    with nnunet_folders(trained_models) as root:
         yield root
-
-
-def decode_smoothly(plans):
-    """Continuous fields, every voxel decoded: labels of positions do not depend on the grid that they are in."""
-    for configuration in plans["configurations"].values():
-        configuration["swipe"].update(mise_levels=0, decoding="blended")
-
-
-def sharpen(file):
-    """Make a network that has not learnt anything sure of its random classes, by patches more than by positions."""
-    checkpoint = torch.load(file, weights_only=False)
-    weights = checkpoint["network_weights"]
-    weights["patch_decoder.seg_layers.weight"] *= 50
-    weights["patch_decoder.seg_layers.bias"][:] = 2
-    if len(weights["patch_decoder.seg_layers.bias"]) > 3:  # not regions: background alone proves nothing
-        weights["patch_decoder.seg_layers.bias"][0] = -50
-    weights["patch_decoder.point_layer.weight"] *= 0.05
-    torch.save(checkpoint, file)
 
 
 def images_of(root, name):
@@ -278,8 +238,7 @@ def test_uncertainty_lies_beside_the_labels(root, tmp_path):
 
 def predictor_of(root, name):
     predictor = SwIPEPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)
-    model = root / "nnUNet_results" / name / f"SwIPETrainer__{PLANS}__3d_fullres"
-    predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    predictor.initialize_from_trained_model_folder(str(model_folder(root, name)), (0,), "checkpoint_final.pth")
     return predictor
 
 
@@ -312,9 +271,8 @@ def test_bad_input_of_surfaces_is_named(root, tmp_path, capsys, arguments, messa
 
 
 def test_benchmark_of_grids(root):
-    model = root / "nnUNet_results" / ABDOMEN / f"SwIPETrainer__{PLANS}__3d_fullres"
     cases = sorted(f.name.removesuffix(".nii.gz") for f in (root / "nnUNet_raw" / ABDOMEN / "labelsTr").iterdir())[:2]
-    result = measure_grid(model, [0], cases, torch.device("cpu"))
+    result = measure_grid(model_folder(root, ABDOMEN), [0], cases, torch.device("cpu"))
     assert result["dice"]["between"] > result["dice"]["nnU-Net"]
     assert set(result["AUROC"]) == {"all variances", *UNCERTAINTIES, "entropy of a single own-patch pass"}
     assert result["AUROC"]["folds"] == 0.5  # there is one
@@ -347,5 +305,5 @@ def test_arrays_and_sequences_are_decoded_too(root, tmp_path):
 
 def test_commands_are_declared():
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    for name, function in (("predict", main), ("mesh", mesh_main)):
+    for name, function in (("predict", main), ("mesh", mesh_main), ("report", report_main)):
         assert f'nnUNetv2_swipe_{name} = "{function.__module__}:{function.__name__}"' in text
