@@ -30,6 +30,9 @@ from nnunet_helpers import (
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from PIL import Image
 
+from nnunetv2_swipe.commands.predict import main as predict_main
+from nnunetv2_swipe.commands.report import main as report_main
+
 NUMBER, NAME = 903, "Dataset903_Organs"
 ORGANS = {"background": 0, "liver": 1, "kidney": 2, "spine": 3, "aorta": 4}
 
@@ -242,6 +245,15 @@ def test_cascade(models, images, tmp_path):
     options = ("--disable_tta", "-prev_stage_predictions", tmp_path / "low")
     (labels,) = predict(NUMBER, "3d_cascade_fullres", images, tmp_path / "full", *options, model=model)
     np.testing.assert_allclose(geometry(labels), geometry(image_of(labels, images)), rtol=1e-5, atol=1e-4)
+
+    fixed = ("-i", images, "-d", NUMBER, "-c", "3d_cascade_fullres", "-f", 0, "-npp", 2, "-nps", 2, *model, *ON_CPU)
+    ours = tmp_path / "ours"
+    call_command("nnUNetv2_swipe_predict", *fixed, "-o", ours, *options, function=predict_main)
+    assert np.mean(read_labels(ours / labels.name) == read_labels(labels)) > 0.9
+    page = tmp_path / "report.html"
+    call_command("nnUNetv2_swipe_report", fold.parent, "-o", page, "-f", 0, "--cases", 1, *ON_CPU, function=report_main)
+    assert '"name":"Error"' in page.read_text()
+    assert '"name":"Attention' not in page.read_text()
 
 
 REGIONS = {"background": 0, "organs": [1, 2, 3, 4], "liver": 1, "aorta": 4, "ignore": 5}

@@ -199,3 +199,39 @@ def test_labels_alone_are_those_of_the_logits(tiled, tile, size, decoding, level
     expected = image.decode_lattice(positions).argmax(0)
     assert len(expected.unique()) == 3
     assert torch.equal(image.decode_lattice(positions, labels_only=True)[0].long(), expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tile", [(8, 12, 8), (12, 8)], ids=TILES)
+def test_attention_is_that_of_the_patch_around_a_voxel(tiled, tile):
+    whole = tile if len(tile) == 3 else (1, *tile)
+    image = tiled(tile, whole)
+    found = image.attention()
+    (one,) = image._tiles
+    weights = image._networks[0].encode(image._crop(one)).attention[0]
+    n_stages = weights.shape[-1]
+    assert found.shape == (n_stages, *whole)
+    for index in np.ndindex(whole):
+        patch = tuple(i // s for i, s in zip(index[-len(tile) :], image.config.patch_size, strict=True))
+        torch.testing.assert_close(found[(slice(None), *index)], weights[patch].float())
+
+
+@pytest.mark.parametrize(("tile", "size"), TILES.values(), ids=TILES)
+def test_attention_of_overlapping_tiles_and_folds_adds_up_to_one(tiled, tile, size):
+    found = tiled(tile, size, folds=2).attention()
+    assert found.shape[1:] == size
+    torch.testing.assert_close(found.sum(0), torch.ones(size), atol=1e-4, rtol=0)
+    assert found.std() > 0
+
+
+def test_without_multi_stage_attention_there_is_none(tiled):
+    assert tiled((8, 12, 8), (8, 12, 8), multi_stage_attention=False).attention() is None
+
+
+def test_attention_and_uncertainty_need_a_grid_along_the_image(ellipsoid):
+    image = ellipsoid(DIRECTIONS["axial"], SPACINGS["isotropic"])
+    affine = image.grid.affine.copy()
+    affine[:3, :3] = rotation(10, -15, 25) @ affine[:3, :3]
+    for ask in (image.attention, image.uncertainty):
+        with pytest.raises(ValueError, match="parallel to the image"):
+            ask(Grid(image.grid.shape, affine))

@@ -28,9 +28,10 @@ from nnunetv2_swipe.commands.mesh import main as mesh_main
 from nnunetv2_swipe.commands.predict import main
 from nnunetv2_swipe.commands.report import main as report_main
 from nnunetv2_swipe.inference import case_files
+from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
+from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
-from nnunetv2_swipe.inference.tiles import UNCERTAINTIES
 
 OURS = ("--disable_tta", "--disable_progress_bar", "-npp", 0, "-nps", 1)
 STOCK = ("--disable_tta", "--disable_progress_bar", "-npp", 1, "-nps", 1)
@@ -154,6 +155,14 @@ def test_what_is_there_is_kept_and_what_was_cut_off_is_made_again(root, tmp_path
     assert first.read_text() == "kept"
     assert second.read_bytes() == expected
     assert not list(output.glob(".unfinished*"))
+    for file in (first, second):
+        (output / f"{file.name.removesuffix('.nii.gz')}.npz").write_text("kept")
+    (output / "uncertainty").mkdir()
+    shutil.copy(second, output / "uncertainty")
+    arguments = ("--continue_prediction", "--save_probabilities", "--save_uncertainty")
+    swipe_predict(root, output, *arguments, source=images)
+    assert first.read_bytes() != b"kept"  # a map of it was missing
+    assert (output / f"{second.name.removesuffix('.nii.gz')}.npz").read_text() == "kept"
 
 
 def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch, capsys):
@@ -286,6 +295,8 @@ def test_in_python(root):
     index = np.argwhere(labels > 0)[::37]
     probabilities = image.query(image.grid.position_of(index.astype(float)))
     assert np.mean(probabilities.argmax(1) == labels[tuple(index.T)]) > 0.99
+    fine = OutputGrid(size=tuple(3 * n for n in reversed(labels.shape))).of(image.grid)
+    np.testing.assert_allclose(image.attention(fine)[:, 1::3, 1::3, 1::3], image.attention(), atol=1e-6)
 
 
 def test_arrays_and_sequences_are_decoded_too(root, tmp_path):

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
+from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
 from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
-from nnunetv2_swipe.inference.tiles import UNCERTAINTIES
 
 DEFAULT_PROCESSES = 3
 

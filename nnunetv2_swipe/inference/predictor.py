@@ -17,11 +17,12 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
+from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
 from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, grid_of_image, properties_on_grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
-from nnunetv2_swipe.inference.tiles import UNCERTAINTIES, swipe_network
+from nnunetv2_swipe.inference.tiles import swipe_network
 
 
 class SwIPEPredictor(nnUNetPredictor):
@@ -134,21 +135,45 @@ class SwIPEPredictor(nnUNetPredictor):
             data = np.concatenate((data, one_hot))
         return torch.from_numpy(data), properties
 
-    def _manage_input_and_output_lists(self, *args: Any, **kwargs: Any) -> tuple[list, list, list]:  # noqa: ANN401
+    def _manage_input_and_output_lists(
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
+        folder_with_segs_from_prev_stage: str | None = None,
+        overwrite: bool = True,
+        part_id: int = 0,
+        num_parts: int = 1,
+        save_probabilities: bool = False,
+    ) -> tuple[list, list, list]:
         """As nnU-Net's; whatever would fail later is found before the first case.
 
         Raises:
             ValueError: A case lacks a channel or the previous stage's labels, or the output does not fit on the disk.
         """
+        output = output_folder_or_list_of_truncated_output_files
         try:
-            images, outputs, previous = super()._manage_input_and_output_lists(*args, **kwargs)
+            images, outputs, previous = super()._manage_input_and_output_lists(
+                list_of_lists_or_source_folder, output, folder_with_segs_from_prev_stage, True, part_id, num_parts
+            )
         except IndexError as error:
             raise ValueError(f"Images must be named CASE_0000{self.dataset_json['file_ending']} and so on.") from error
+        if outputs and not overwrite:
+            missing = [i for i, o in enumerate(outputs) if not self._is_predicted(Path(o), save_probabilities)]
+            images, outputs, previous = ([values[i] for i in missing] for values in (images, outputs, previous))
+            print(f"{len(missing)} cases have not been predicted yet.")
         for files, segmentation in zip(images, previous, strict=True):
             self._check_case(files, segmentation)
         if outputs:
             self._check_space(images, Path(outputs[0]).parent)
         return images, outputs, previous
+
+    def _is_predicted(self, output: Path, save_probabilities: bool) -> bool:
+        """Whether all files of a case are there."""
+        files = [f"{output.name}{self.dataset_json['file_ending']}"]
+        if save_probabilities:
+            files.append(f"{output.name}.npz")
+        files += [f"{name}/{output.name}.nii.gz" for name in self.uncertainties]
+        return all((output.parent / file).is_file() for file in files)
 
     def _check_case(self, files: Sequence[str], previous_stage: str | None) -> None:
         names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())

@@ -7,8 +7,8 @@ Gaussian weights. So an image is never held as logits: its labels are decided bl
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +16,15 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
+from nnunetv2_swipe.inference.blocks import Block, Share, TilePart, mean, relevant
 from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, padding_of, rows_per_chunk
 from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
-from nnunetv2_swipe.network.coordinates import flat_index, unravel
 from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
 
 _GAUSSIAN_WIDTH = 1 / 8
 """Standard deviation of the tiles' weights, in tiles: nnU-Net's."""
-_NEGLIGIBLE = 0.01
-"""Share of a position's weight below which a tile is left out: in 3D half of the tiles, hardly a change of logits."""
 _VALUES_PER_BLOCK, _POINTS_PER_BLOCK = 1 << 24, 1 << 21
 """Logits and points of a block at most; decoding takes several times their memory."""
-
-
-UNCERTAINTIES = ("labels", "patches", "mirroring", "folds")
-"""What varies: labels, given their probabilities; and these, over nearest patches, mirrored passes and folds."""
 
 
 class _Tile(NamedTuple):
@@ -64,7 +58,6 @@ class TiledImage:
     Attributes:
         shape: Of the preprocessed image, (z, y, x).
         num_classes: Segmentation heads K.
-        n_mirrored: Mirrored passes of each tile and fold, with the one that is not.
         config: Settings of the network.
         device: Where it is decoded.
 
@@ -80,7 +73,6 @@ class TiledImage:
         self.device = predictor.device
         self._gaussian = predictor.use_gaussian
         self._mirrored = _mirrored(predictor)
-        self.n_mirrored = len(self._mirrored)
         self._image, inside = pad_nd_image(
             image, predictor.configuration_manager.patch_size, "constant", {"value": 0}, return_slicer=True
         )
@@ -114,7 +106,7 @@ class TiledImage:
         """
         self._forget_before(positions)
         levels = levels_of_lattice(self.config.mise_levels, positions[-self.config.dims :])
-        return decode_field(_Block(self, positions), self.config, levels, labels_only=labels_only)[0]
+        return decode_field(self._block(positions), self.config, levels, labels_only=labels_only)[0]
 
     @torch.inference_mode()
     def variance_lattice(self, positions: Sequence[Tensor]) -> Tensor:
@@ -124,7 +116,7 @@ class TiledImage:
         that of the label given the mean probabilities; of several tiles they are the mean.
         """
         self._forget_before(positions)
-        block = _Block(self, positions)
+        block = self._block(positions)
         index = torch.arange(math.prod(block.size), device=self.device)
         parts = [block.variances(i) for i in index.split(rows_per_chunk(self.device))]
         return torch.cat(parts).T.unflatten(1, block.size)
@@ -143,10 +135,10 @@ class TiledImage:
             if len(inside):
                 within = points[inside] - start
                 weight = torch.stack([self._weight(tile, axis, within[:, axis]) for axis in range(3)]).prod(0)
-                shares.append(_Share(inside, within[:, -self.config.dims :], weight, tile))
+                shares.append(Share(inside, within[:, -self.config.dims :], weight, tile))
         total = torch.zeros(len(points), self.num_classes, device=self.device)
-        for share in _relevant(shares, len(points)):
-            logits = _mean(self._decode_pass(p, share.within) for p in self.passes(share.by))
+        for share in relevant(shares, len(points)):
+            logits = mean(self._decode_pass(p, share.within) for p in self.passes(share.by))
             total.index_add_(0, share.inside.to(self.device), logits * share.weight[:, None].to(self.device))
         return total
 
@@ -157,6 +149,16 @@ class TiledImage:
         sample = torch.zeros(len(points), dtype=torch.int64, device=self.device)
         decode = by.network.decode_blended if self.config.decoding == "blended" else by.network.decode
         return decode(_moved(by.embeddings, self.device), points, sample)[:n]
+
+    def _block(self, positions: Sequence[Tensor]) -> Block:
+        return Block(
+            self._parts_in_tiles(positions),
+            tuple(map(len, positions)),
+            config=self.config,
+            num_classes=self.num_classes,
+            n_mirrored=len(self._mirrored),
+            device=self.device,
+        )
 
     def _forget_before(self, positions: Sequence[Tensor]) -> None:
         """Drop the embeddings of tiles that end before a lattice, unless they are kept."""
@@ -201,7 +203,7 @@ class TiledImage:
         crop = self._image[box][None].to(self.device)
         return crop.squeeze(2) if self.config.dims == 2 else crop
 
-    def parts_in_tiles(self, positions: Sequence[Tensor]) -> Iterator["_TilePart"]:
+    def _parts_in_tiles(self, positions: Sequence[Tensor]) -> Iterator[TilePart]:
         """What of a lattice lies in each tile that holds any of it."""
         padded = [p + padding for p, padding in zip(positions, self._padding, strict=True)]
         for tile in self._tiles:
@@ -219,7 +221,7 @@ class TiledImage:
                     )
                     for p in self.passes(tile)
                 ]
-                yield _TilePart(where, weights, decoders)
+                yield TilePart(where, weights, decoders)
 
     def _weight(self, tile: _Tile, axis: int, within: Tensor) -> Tensor:
         """Factor of a tile's weight at positions along an axis, in voxels of the tile."""
@@ -227,113 +229,6 @@ class TiledImage:
         if not self._gaussian or size == 1:
             return torch.ones_like(within)
         return torch.exp(-0.5 * ((within - size // 2) / (size * _GAUSSIAN_WIDTH)).square())
-
-
-class _Share(NamedTuple):
-    """What a tile has to say about some positions."""
-
-    inside: Tensor
-    """Their numbers, (M,)."""
-    within: Tensor
-    """Where they are in it, (M, ...)."""
-    weight: Tensor
-    """(M,)."""
-    by: Any
-    """What decodes them."""
-
-
-def _relevant(shares: Sequence[_Share], n: int) -> Iterator[_Share]:
-    """Shares in each of n positions that are not negligible, their weights adding up to one."""
-    for negligible in (_NEGLIGIBLE, 0.0):
-        total = torch.zeros(n, device=shares[0].weight.device)
-        for share in shares:
-            total.index_add_(0, share.inside, share.weight)
-        weights = [share.weight / total[share.inside] for share in shares]
-        chosen = [weight > negligible for weight in weights]
-        shares = [
-            _Share(share.inside[c], share.within[c], weight[c], share.by)
-            for share, weight, c in zip(shares, weights, chosen, strict=True)
-        ]
-    yield from (share for share in shares if len(share.inside))
-
-
-class _TilePart(NamedTuple):
-    """The part of a block that lies in a tile."""
-
-    where: list[slice]
-    """Which positions along each axis."""
-    weights: list[Tensor]
-    """Factors of the tile's weight at those, (n,) each."""
-    decoders: list[LatticeDecoder]
-    """One for each pass."""
-
-
-class _Block:
-    """Decodes the points of a lattice as means over tiles and passes: a `mise.FieldDecoder`."""
-
-    batch = 1
-
-    def __init__(self, image: TiledImage, positions: Sequence[Tensor]) -> None:
-        self.size = tuple(map(len, positions))
-        self.device = image.device
-        self._parts = list(image.parts_in_tiles(positions))
-        self._dims = image.config.dims
-        self._num_classes = image.num_classes
-        self._n_mirrored = image.n_mirrored
-        self._regions = image.config.regions
-
-    def own(self, index: Tensor) -> Tensor:
-        """Logits (M, K) float32 of points, numbered in raster order, by the patch each lies in."""
-        return self._decode(index, LatticeDecoder.own)
-
-    def blended(self, index: Tensor) -> Tensor:
-        """As `own`, by the nearest patches, blended."""
-        return self._decode(index, LatticeDecoder.blended)
-
-    def variances(self, index: Tensor) -> Tensor:
-        """Variances (M, 4) of points, one for each of `UNCERTAINTIES`, summed over classes."""
-        return self._over_tiles(index, len(UNCERTAINTIES), self._variances_in_tile)
-
-    def _variances_in_tile(self, decoders: Sequence[LatticeDecoder], number: Tensor) -> Tensor:
-        means, squares = zip(*[self._moments(d, number) for d in decoders], strict=True)
-        square = _mean(squares)
-        of_patches = square - _mean(m.square().sum(1) for m in means)
-        of_labels = _mean(means).sum(1) - square
-        by_fold = torch.stack(means).unflatten(0, (-1, self._n_mirrored))  # (folds, mirrored, M, K)
-        of_mirroring = by_fold.var(1, correction=0).sum(-1).mean(0)
-        of_folds = by_fold.mean(1).var(0, correction=0).sum(-1)
-        return torch.stack((of_labels, of_patches, of_mirroring, of_folds), 1).clamp(min=0)
-
-    def _moments(self, decoder: LatticeDecoder, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean probabilities (M, K) over the nearest patches, and the mean (M,) of their squares' sum over classes."""
-        mean, square = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for logits, weight in decoder.of_nearest(number):
-            p = logits.sigmoid() if self._regions else logits.softmax(1)
-            mean = mean + weight[:, None] * p
-            square = square + weight * p.square().sum(1)
-        return mean, square
-
-    def _decode(self, index: Tensor, decode: Callable[[LatticeDecoder, Tensor], Tensor]) -> Tensor:
-        return self._over_tiles(index, self._num_classes, lambda by, number: _mean(decode(d, number) for d in by))
-
-    def _over_tiles(
-        self, index: Tensor, channels: int, values: Callable[[Sequence[LatticeDecoder], Tensor], Tensor]
-    ) -> Tensor:
-        """Mean (M, channels) over the tiles around points of their values in a tile, given its passes."""
-        place = unravel(index, self.size)
-        shares = []
-        for where, factors, decoders in self._parts:
-            first = torch.tensor([w.start for w in where], device=self.device)
-            shape = [w.stop - w.start for w in where]
-            within = place - first
-            inside = ((within >= 0) & (within < torch.tensor(shape, device=self.device))).all(1).nonzero()[:, 0]
-            within = within[inside]
-            weight = torch.stack([f[i] for f, i in zip(factors, within.unbind(1), strict=True)]).prod(0)
-            shares.append(_Share(inside, flat_index(within[:, -self._dims :], shape[-self._dims :]), weight, decoders))
-        total = torch.zeros(len(index), channels, device=self.device)
-        for share in _relevant(shares, len(index)):
-            total.index_add_(0, share.inside, values(share.by, share.within) * share.weight[:, None])
-        return total
 
 
 def plain_network(predictor: nnUNetPredictor) -> nn.Module:
@@ -391,15 +286,6 @@ def _tile(slicer: Sequence[slice | int]) -> _Tile:
     """Of nnU-Net's slicer of a tile, whose first axis is a number in 2D."""
     parts = [slice(part, part + 1) if isinstance(part, int) else part for part in slicer]
     return _Tile(tuple(part.start for part in parts), tuple(part.stop for part in parts))
-
-
-def _mean(tensors: Iterable[Tensor]) -> Tensor:
-    """Mean of tensors that come one after the other."""
-    rest = iter(tensors)
-    total, n = next(rest), 1
-    for tensor in rest:
-        total, n = total + tensor, n + 1
-    return total / n
 
 
 def _bounded(parts: Sequence[list[slice]], most: int) -> list[list[slice]]:

@@ -1,0 +1,148 @@
+"""A part of a lattice, decoded as the mean of all tiles around each position, of all folds and mirrored passes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder
+from nnunetv2_swipe.network.coordinates import flat_index, unravel
+
+_NEGLIGIBLE = 0.01
+"""Share of a position's weight below which a tile is left out: in 3D half of the tiles, hardly a change of logits."""
+
+UNCERTAINTIES = ("labels", "patches", "mirroring", "folds")
+"""What varies: labels, given their probabilities; and these, over nearest patches, mirrored passes and folds."""
+
+
+class Share(NamedTuple):
+    """What a tile has to say about some positions."""
+
+    inside: Tensor
+    """Their numbers, (M,)."""
+    within: Tensor
+    """Where they are in it, (M, ...)."""
+    weight: Tensor
+    """(M,)."""
+    by: Any
+    """What decodes them."""
+
+
+def relevant(shares: Sequence[Share], n: int) -> Iterator[Share]:
+    """Shares in each of n positions that are not negligible, their weights adding up to one."""
+    for negligible in (_NEGLIGIBLE, 0.0):
+        total = torch.zeros(n, device=shares[0].weight.device)
+        for share in shares:
+            total.index_add_(0, share.inside, share.weight)
+        weights = [share.weight / total[share.inside] for share in shares]
+        chosen = [weight > negligible for weight in weights]
+        shares = [
+            Share(share.inside[c], share.within[c], weight[c], share.by)
+            for share, weight, c in zip(shares, weights, chosen, strict=True)
+        ]
+    yield from (share for share in shares if len(share.inside))
+
+
+class TilePart(NamedTuple):
+    """The part of a block that lies in a tile."""
+
+    where: list[slice]
+    """Which positions along each axis."""
+    weights: list[Tensor]
+    """Factors of the tile's weight at those, (n,) each."""
+    decoders: list[LatticeDecoder]
+    """One for each pass."""
+
+
+class Block:
+    """Decodes the points of a lattice as means over tiles and passes: a `mise.FieldDecoder`.
+
+    Args:
+        parts: What of the lattice lies in each tile.
+        size: Positions of the lattice along z, y and x.
+        config: Settings of the network.
+        num_classes: Segmentation heads K.
+        n_mirrored: Mirrored passes of each fold, with the one that is not.
+        device: Where it is decoded.
+    """
+
+    batch = 1
+
+    def __init__(
+        self,
+        parts: Iterable[TilePart],
+        size: tuple[int, ...],
+        *,
+        config: SwIPEConfig,
+        num_classes: int,
+        n_mirrored: int,
+        device: torch.device,
+    ) -> None:
+        self.size, self.device = size, device
+        self._parts = list(parts)
+        self._dims, self._regions = config.dims, config.regions
+        self._num_classes, self._n_mirrored = num_classes, n_mirrored
+
+    def own(self, index: Tensor) -> Tensor:
+        """Logits (M, K) float32 of points, numbered in raster order, by the patch each lies in."""
+        return self._decode(index, LatticeDecoder.own)
+
+    def blended(self, index: Tensor) -> Tensor:
+        """As `own`, by the nearest patches, blended."""
+        return self._decode(index, LatticeDecoder.blended)
+
+    def variances(self, index: Tensor) -> Tensor:
+        """Variances (M, 4) of points, one for each of `UNCERTAINTIES`, summed over classes."""
+        return self._over_tiles(index, len(UNCERTAINTIES), self._variances_in_tile)
+
+    def _variances_in_tile(self, decoders: Sequence[LatticeDecoder], number: Tensor) -> Tensor:
+        means, squares = zip(*[self._moments(d, number) for d in decoders], strict=True)
+        square = mean(squares)
+        of_patches = square - mean(m.square().sum(1) for m in means)
+        of_labels = mean(means).sum(1) - square
+        by_fold = torch.stack(means).unflatten(0, (-1, self._n_mirrored))  # (folds, mirrored, M, K)
+        of_mirroring = by_fold.var(1, correction=0).sum(-1).mean(0)
+        of_folds = by_fold.mean(1).var(0, correction=0).sum(-1)
+        return torch.stack((of_labels, of_patches, of_mirroring, of_folds), 1).clamp(min=0)
+
+    def _moments(self, decoder: LatticeDecoder, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean probabilities (M, K) over the nearest patches, and the mean (M,) of their squares' sum over classes."""
+        mean, square = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for logits, weight in decoder.of_nearest(number):
+            p = logits.sigmoid() if self._regions else logits.softmax(1)
+            mean = mean + weight[:, None] * p
+            square = square + weight * p.square().sum(1)
+        return mean, square
+
+    def _decode(self, index: Tensor, decode: Callable[[LatticeDecoder, Tensor], Tensor]) -> Tensor:
+        return self._over_tiles(index, self._num_classes, lambda by, number: mean(decode(d, number) for d in by))
+
+    def _over_tiles(
+        self, index: Tensor, channels: int, values: Callable[[Sequence[LatticeDecoder], Tensor], Tensor]
+    ) -> Tensor:
+        """Mean (M, channels) over the tiles around points of their values in a tile, given its passes."""
+        place = unravel(index, self.size)
+        shares = []
+        for where, factors, decoders in self._parts:
+            first = torch.tensor([w.start for w in where], device=self.device)
+            shape = [w.stop - w.start for w in where]
+            within = place - first
+            inside = ((within >= 0) & (within < torch.tensor(shape, device=self.device))).all(1).nonzero()[:, 0]
+            within = within[inside]
+            weight = torch.stack([f[i] for f, i in zip(factors, within.unbind(1), strict=True)]).prod(0)
+            shares.append(Share(inside, flat_index(within[:, -self._dims :], shape[-self._dims :]), weight, decoders))
+        total = torch.zeros(len(index), channels, device=self.device)
+        for share in relevant(shares, len(index)):
+            total.index_add_(0, share.inside, values(share.by, share.within) * share.weight[:, None])
+        return total
+
+
+def mean(tensors: Iterable[Tensor]) -> Tensor:
+    """Mean of tensors that come one after the other."""
+    rest = iter(tensors)
+    total, n = next(rest), 1
+    for tensor in rest:
+        total, n = total + tensor, n + 1
+    return total / n
