@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -25,11 +26,12 @@ from PIL import Image
 
 from nnunetv2_swipe.commands.report import main
 from nnunetv2_swipe.inference.geometry import Grid
-from nnunetv2_swipe.report import case_views
-from nnunetv2_swipe.report.cases import Case
+from nnunetv2_swipe.report import build, case_views
+from nnunetv2_swipe.report.cases import Case, trained_folds
 from nnunetv2_swipe.report.page import CaseRow, Report, worst_first, write_page
-from nnunetv2_swipe.report.pictures import colours_of, displayed_shape, error_layer, thinned, view
+from nnunetv2_swipe.report.pictures import displayed_shape, edges, error_layer, thinned, view
 from nnunetv2_swipe.report.plan_in_words import plan_in_words
+from nnunetv2_swipe.report.structures import Structures
 
 QUIET = ("--disable_tta", "--disable_progress_bar", *ON_CPU)
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -67,7 +69,30 @@ def browser():
         pytest.skip("needs Chromium")
     with sync_api.sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-        yield playwright.chromium.launch(executable_path=program, args=arguments)
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()
+
+
+def open_page(browser, file):
+    """The page, and what goes wrong and which requests are made in it from now on."""
+    page, problems, requests = browser.new_page(viewport={"width": 1280, "height": 1000}), [], set()
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith(("data:", "blob:")) else requests.add(r.url))
+    page.goto(file.as_uri())
+    return page, problems, requests
+
+
+def picture(element):
+    """Of an element of a page, (rows, columns, 3)."""
+    return np.asarray(Image.open(io.BytesIO(element.screenshot())).convert("RGB")).astype(int)
+
+
+def coloured(picture):
+    """Which pixels within the left four fifths (the legend is on the right) are no greys, nor bluish backgrounds."""
+    part = picture[:, : picture.shape[1] * 4 // 5]
+    return part.max(2) - part.min(2) > 60
 
 
 def truth_of(root, name):
@@ -109,11 +134,7 @@ def names_in(file):
 class TestOfAModel:
     def test_in_a_browser(self, report_of_model, browser):
         """No errors, no requests; the slider moves the slice, boxes show layers, the surface can be turned."""
-        page, problems, requests = browser.new_page(viewport={"width": 1280, "height": 1000}), [], []
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(report_of_model.as_uri())
+        page, problems, requests = open_page(browser, report_of_model)
         surface = page.locator("#surfaces canvas").first
         surface.wait_for(timeout=60_000)
         page.wait_for_function("document.querySelector('#curves .scatterlayer')", timeout=60_000)
@@ -136,21 +157,18 @@ class TestOfAModel:
         assert len(set(shown)) == len(shown)
         assert page.locator("#case-name").inner_text() == page.locator("tr.chosen td").first.inner_text()
 
-        before = Image.open(io.BytesIO(page.locator("#surfaces").screenshot())).convert("RGB")
-        colours = {colour for _, colour in before.getcolors(1 << 24)}
-        assert len(colours) > 100  # shaded surfaces
+        before = picture(page.locator("#surfaces"))
+        assert coloured(before).sum() > 1000  # nothing else in the scene has a colour
         box = page.locator("#surfaces").bounding_box()
         page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3, steps=5)
         page.mouse.up()
         page.wait_for_timeout(1000)
-        after = Image.open(io.BytesIO(page.locator("#surfaces").screenshot())).convert("RGB")
-        assert np.mean(np.asarray(before) != np.asarray(after)) > 0.01
+        assert (coloured(before) != coloured(picture(page.locator("#surfaces")))).sum() > 1000
 
         assert not problems
-        assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {report_of_model.as_uri()}
-        page.close()
+        assert requests == {report_of_model.as_uri()}
 
     def test_cases_are_in_order_of_their_dice(self, report_of_model, model):
         names, dice = names_in(report_of_model)
@@ -183,7 +201,7 @@ class TestOfAModel:
 
     def test_training_and_plan(self, report_of_model):
         text = report_of_model.read_text()
-        training = json.loads(re.search(r'id="training-data">(.*?)</script>', text, re.DOTALL)[1])
+        training = json.loads(re.search(r'id="common-data">(.*?)</script>', text, re.DOTALL)[1])
         assert {trace["name"] for trace in training["curves"]["data"]} >= {"training, fold 0", "validation, fold 1"}
         points = np.array(training["crop"]["points"])
         assert points.shape == (256, 4)  # as the narrow plan says
@@ -224,8 +242,14 @@ class TestOfPredictions:
         file = run_report(predictions, tmp_path, *arguments)
         text = file.read_text()
         assert "mean Dice 1.000" in text
-        assert "organs" in text
         assert len(embedded(file)) == 2
+        assert "from 0 to 0.75" in text  # variances of three regions
+        (case, *_) = embedded(file)
+        labels = read_labels(truth_of(root, REGIONS) / f"{case['name']}.nii.gz")
+        colours = {trace["name"]: trace["color"] for trace in case["surfaces"]["data"]}
+        for name, label in (("organs", 2), ("liver", 1), ("aorta", 4)):  # as the smallest region around a label
+            found = layers_of(case)["Truth"][labels == label][:, :3]
+            assert {f"rgb({r}, {g}, {b})" for r, g, b in found.tolist()} == {colours[f"{name}, truth"]}
         assert all(not layers_of(case)["Error"][..., 3].any() for case in embedded(file))
 
     def test_without_truth_and_model(self, predictions, tmp_path):
@@ -245,8 +269,8 @@ class TestOfPredictions:
         liver = (sitk.GetArrayFromImage(labels) == 1).sum() * np.prod(labels.GetSpacing()) / 1000
         assert f">{liver:.2f}<" in file.read_text()
 
-    def test_photographs(self, root, tmp_path):
-        """In colour, without surfaces."""
+    def test_photographs(self, root, tmp_path, browser):
+        """In colour, measured in pixels, without slider and surfaces."""
         folder = tmp_path / "predictions"
         shutil.copytree(truth_of(root, FUNDUS), folder)
         for name in ("dataset.json", "plans.json"):
@@ -259,6 +283,14 @@ class TestOfPredictions:
         assert (image[..., 0] != image[..., 1]).any()
         assert case["surfaces"] is None
         assert "Uncertainty" in layers_of(case)
+        (truth, *_) = truth_of(root, FUNDUS).glob(f"{case['name']}.png")
+        assert f">{(np.asarray(Image.open(truth)) == 1).sum()}<" in file.read_text()
+        assert "NSD (2 pixels)" in file.read_text()
+        page, problems, _ = open_page(browser, file)
+        page.wait_for_function("document.querySelector('#curves .scatterlayer')", timeout=60_000)
+        assert not page.locator("#slices input[type=range]").is_visible()
+        assert not page.locator("#surface-column").is_visible()
+        assert not problems
 
 
 @pytest.mark.parametrize(
@@ -269,8 +301,13 @@ class TestOfPredictions:
         ("model", ("-chk", "checkpoint_none.pth"), "no checkpoint_none.pth of any fold"),
         ("model", ("--cases", -1), "--cases is -1"),
         ("model", ("-o", "nowhere/report.html"), "nowhere/report.html"),
+        ("model", ("-o", "empty"), "written to empty"),
+        ("model", ("--truth", "empty"), "--truth has no effect"),
+        ("predictions", ("-i", "images", "-f", 0), "-f has no effect"),
         ("predictions", (), "name their folder by -i"),
-        ("predictions", ("-i", "empty"), "name their folder by -i"),
+        ("predictions", ("-i", "empty"), "no image of .* in empty"),
+        ("predictions", ("-i", "nowhere"), "nowhere, does not exist"),
+        ("predictions", ("-i", "unnamed"), "no image of .* in unnamed"),
         ("predictions", ("-i", "images", "--truth", "empty"), "empty holds no label map"),
         ("predictions", ("-i", "images", "-m", "empty"), "empty holds no dataset.json"),
     ],
@@ -279,11 +316,13 @@ class TestOfPredictions:
 def test_bad_input_is_named(root, tmp_path, monkeypatch, capsys, folder, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "unnamed").mkdir()
+    (tmp_path / "unnamed" / "image.nii.gz").touch()
     (tmp_path / "images").symlink_to(root / "nnUNet_raw" / ABDOMEN / "imagesTr")
     shutil.copytree(truth_of(root, ABDOMEN), tmp_path / "predictions")
     for name in ("dataset.json", "plans.json"):
         shutil.copy(model_folder(root, ABDOMEN) / name, tmp_path / "predictions")
-    monkeypatch.setattr(case_views, "read_case", lambda *_: pytest.fail("a case was begun"))
+    monkeypatch.setattr(build, "read_case", lambda *_: pytest.fail("a case was begun"))
     subject = model_folder(root, ABDOMEN) if folder == "model" else folder
     with pytest.raises(SystemExit, match="1"):
         call_command("nnUNetv2_swipe_report", subject, *QUIET, *arguments, function=main)
@@ -316,10 +355,13 @@ def test_what_files_are_called_cannot_change_the_page(tmp_path, browser):
     """Names of cases and classes are text."""
     name = "</script><script>document.title='changed'</script>"
     case = Case(name, [], tmp_path, None, None)
-    scores = {name: {"Dice": 0.5, "NSD": None, "volume": 1.0, "true volume": 1.0}}
-    layers = [error_layer(np.ones((1, 2, 2)), np.zeros((1, 2, 2)), None)]
-    row = CaseRow(case, scores, view(layers, (1, 2, 2), (1, 1, 1), 0), go.Figure())
-    write_page(Report("a title", "", {"labels": {"background": 0, name: 1}}, [row]), tmp_path / "report.html")
+    scores = {name: {"Dice": 0.5, "NSD": None, "size": 1.0, "true size": 1.0}}
+    mask = np.ones((1, 2, 2), dtype=bool)
+    seen = view([error_layer(mask, ~mask)], (1, 1, 1), np.arange(1), 1, mask)
+    structures = Structures({name: (1,)}, False, None)
+    write_page(
+        Report("a title", structures, [CaseRow(case, scores, True, seen, go.Figure())]), tmp_path / "report.html"
+    )
     page = browser.new_page()
     page.goto((tmp_path / "report.html").as_uri())
     assert page.title() == "a title"
@@ -343,9 +385,41 @@ def test_large_volumes_are_thinned():
     np.testing.assert_array_equal(thinned(volume, (12, 4, 4))[:, 0, 0], np.repeat(np.arange(6), 2))
 
 
-def test_regions_that_share_labels_have_colours_of_their_own():
-    assert len(set(colours_of({"organs": (1, 2), "liver": (1,), "both": (1, 2, 3)}).values())) == 3
-    assert colours_of({"second": (2,), "first": (1,)})["first"] == colours_of({"first": (1,)})["first"]
+def test_of_a_large_volume_the_page_says_which_slices_are_shown():
+    seen = view([], (1, 1, 1), np.array([1, 3]), 4, np.zeros((2, 5, 6), dtype=bool))
+    assert (seen["slices"], seen["n_slices"], seen["shape"]) == ([1, 3], 4, [2, 5, 6])
+
+
+def test_edges_are_named_after_the_patient():
+    """Of an axial slice of LPS: the image's left is the patient's right, its upper edge in front."""
+    lps = np.zeros((4, 4))
+    lps[[2, 1, 0], [0, 1, 2]] = 1  # columns: z, y, x of the array
+    assert edges(Grid((3, 3, 3), lps)) == ["R", "L", "A", "P"]
+    ras = lps * np.array([[-1], [-1], [1], [1]])
+    assert edges(Grid((3, 3, 3), ras)) == ["L", "R", "P", "A"]
+    sagittal = lps[:, [2, 0, 1, 3]]
+    assert edges(Grid((3, 3, 3), sagittal)) == ["A", "P", "I", "S"]
+
+
+def test_attention_is_scaled_by_what_is_inside_the_image(monkeypatch):
+    """Outside it is 0, which no weight is."""
+    weights = np.stack([np.linspace(0.4, 0.5, 8), 1 - np.linspace(0.4, 0.5, 8)]).reshape(2, 1, 2, 4)
+    attention = np.concatenate((np.zeros((2, 1, 2, 4)), weights), 1)
+    encoded = SimpleNamespace(uncertainty=lambda grid: np.zeros((4, *grid.shape)), attention=lambda _: attention)
+    labels = np.ones((2, 2, 4), dtype=np.uint8)
+    volumes = case_views.Volumes(labels[None], labels, None, Grid(labels.shape, np.eye(4)), None)
+    layers = layers_of({"view": case_views.slices_of(volumes, encoded, Structures({"a": (1,)}, False, None))})
+    opacity = layers["Attention to stage 1"][..., 3]
+    assert not opacity[0].any()
+    assert opacity[1].min() == 0 < opacity[1].max() < layers["Attention to stage 2"][..., 3].max()
+
+
+def test_folds_are_numbers_or_all(tmp_path):
+    for name in ("fold_0", "fold_all", "fold_0_old", "fold_1"):
+        (tmp_path / name).mkdir()
+        if name != "fold_1":
+            (tmp_path / name / "checkpoint_final.pth").touch()
+    assert trained_folds(tmp_path, "checkpoint_final.pth") == ["0", "all"]
 
 
 def test_surfaces_of_label_maps_lie_where_the_labels_are():
@@ -355,8 +429,8 @@ def test_surfaces_of_label_maps_lie_where_the_labels_are():
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
     affine[:3, :3] = np.array([[0, 0, 1], [0, -2, 0], [3, 0, 0]])  # columns: z, y, x of the array
     affine[:3, 3] = (5, 6, 7)
-    volumes = case_views.Volumes(labels[None], labels, None, Grid(labels.shape, affine))
-    (trace,) = case_views.surfaces_of(volumes, None, {"box": (1,)}).data
+    volumes = case_views.Volumes(labels[None], labels, None, Grid(labels.shape, affine), None)
+    (trace,) = case_views.surfaces_of(volumes, None, Structures({"box": (1,)}, False, None)).data
     vertices = np.stack([trace.x, trace.y, trace.z], 1)
     low, high = vertices.min(0), vertices.max(0)
     np.testing.assert_allclose(low, [5 + 3.5, 6 - 2 * 8.5, 7 + 3 * 2.5], atol=0.51)

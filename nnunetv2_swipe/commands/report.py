@@ -32,39 +32,64 @@ def write_report(arguments: argparse.Namespace) -> None:
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise ValueError(f"A report needs {', '.join(missing)}: pip install 'nnunetv2-swipe[report]'")
-    from nnunetv2_swipe.report.build import case_rows, describe_model, subtitle
+    from nnunetv2_swipe.report.build import case_rows, describe_model
     from nnunetv2_swipe.report.page import Report, write_page
+    from nnunetv2_swipe.report.structures import Structures
 
-    folder, output = Path(arguments.folder).resolve(), Path(arguments.o).resolve()
-    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
-        raise ValueError(f"The report cannot be written to {output}: its folder does not exist or is not writable.")
-    if arguments.cases < 0:
-        raise ValueError(f"--cases is {arguments.cases}; it must be 0 or more.")
+    folder, output = Path(arguments.folder), Path(arguments.o)
     of_model = is_model_folder(folder)
-    model = folder if of_model else None if arguments.m is None else Path(arguments.m).resolve()
-    dataset, plans = (_load(model or folder, name) for name in ("dataset.json", "plans.json"))
+    _check(arguments, output, of_model=of_model)
+    model = folder if of_model else arguments.m and Path(arguments.m)
+    dataset, plan_file = (_load(model or folder, name) for name in ("dataset.json", "plans.json"))
+    plans = PlansManager(plan_file)
     folds = _folds(model, arguments) if model else []
     if of_model:
-        cases = cases_of_model(folder, folds)
+        cases = cases_of_model(folder, plans.dataset_name, folds)
     else:
         images, truth = (None if f is None else Path(f) for f in (arguments.i, arguments.truth))
         cases = cases_of_predictions(folder, dataset["file_ending"], images, truth)
-    predictor_of = _predictors(model, folds, arguments) if model else _none
-    predictor_of(cases[0])  # a model of another trainer is refused now
+    structures = Structures.of(plans, dataset)
+    description, notes = None, []
+    predictor_of: Callable[[Case], SwIPEPredictor | None] = _none
+    if model:
+        load = _loader(model, folds, arguments)
+        predictor = load(cases[0].fold)
+        description = describe_model(
+            predictor, {fold: model / f"fold_{fold}" / arguments.chk for fold in folds}, structures, cases
+        )
+        if predictor.configuration_manager.previous_stage_name:
+            notes.append(
+                "The second stage of a cascade: without what the model itself would say (uncertainty, attention)."
+            )
+        else:
+            predictor_of = lambda case: load(case.fold)  # noqa: E731
+        if of_model and "all" in folds:
+            notes.append("Fold all was trained on the cases that are shown.")
     rows = case_rows(
         cases,
-        PlansManager(plans),
-        dataset,
+        plans.image_reader_writer_class(),
+        structures,
         predictor_of,
         details=arguments.cases,
         quiet=arguments.disable_progress_bar,
     )
-    title = " / ".join((folder.parent.name, folder.name)) if of_model else folder.name
-    report = Report(title, subtitle(rows), dataset, rows)
-    if model:
-        describe_model(report, model, folds, arguments.chk, cases)
-    write_page(report, output)
+    name = " / ".join((plans.dataset_name, folder.resolve().name))
+    write_page(Report(name, structures, rows, description, notes), output)
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.0f} MB)")
+
+
+def _check(arguments: argparse.Namespace, output: Path, *, of_model: bool) -> None:
+    """ValueError if arguments are impossible or would have no effect."""
+    folder = output.absolute().parent
+    if output.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ValueError(f"The report cannot be written to {output}: name a file in a folder that can be written to.")
+    if arguments.cases < 0:
+        raise ValueError(f"--cases is {arguments.cases}; it must be 0 or more.")
+    useless = ("m", "i", "truth") if of_model else () if arguments.m else ("f",)
+    for name in useless:
+        if getattr(arguments, name) is not None:
+            reason = "its own validation cases are shown" if of_model else "name the model by -m"
+            raise ValueError(f"{'--' if len(name) > 1 else '-'}{name} has no effect: {reason}.")
 
 
 def _load(folder: Path, name: str) -> dict:
@@ -74,9 +99,9 @@ def _load(folder: Path, name: str) -> dict:
 
 
 def _folds(model: Path, arguments: argparse.Namespace) -> list[str]:
-    """The folds asked for, by default all that are trained."""
+    """The folds asked for, by default all that are trained; "all" only if there is no other."""
     trained = trained_folds(model, arguments.chk)
-    folds = list(dict.fromkeys(arguments.f or trained))
+    folds = list(dict.fromkeys(arguments.f or [fold for fold in trained if fold != "all"] or trained))
     unknown = [fold for fold in folds if fold not in trained]
     if unknown or not folds:
         raise ValueError(
@@ -90,21 +115,18 @@ def _none(_: Case) -> None:
     """Without a model."""
 
 
-def _predictors(
-    model: Path, folds: Sequence[str], arguments: argparse.Namespace
-) -> Callable[[Case], SwIPEPredictor | None]:
-    """For every case the folds that predicted it: the one that it validates, else all of them."""
+def _loader(model: Path, folds: Sequence[str], arguments: argparse.Namespace) -> Callable[[str | None], SwIPEPredictor]:
+    """Loads the model of a fold, or of all folds."""
     device = choose_device(arguments.device)
 
     @cache
-    def load(fold: str | None) -> SwIPEPredictor | None:
+    def load(fold: str | None) -> SwIPEPredictor:
         predictor = SwIPEPredictor(use_mirroring=not arguments.disable_tta, device=device, allow_tqdm=False)
         used = tuple(f if f == "all" else int(f) for f in (folds if fold is None else [fold]))
         predictor.initialize_from_trained_model_folder(str(model), used, arguments.chk)
-        # the second stage of a cascade would need the first one's labels
-        return None if predictor.configuration_manager.previous_stage_name else predictor
+        return predictor
 
-    return lambda case: load(case.fold)
+    return load
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--truth", metavar="FOLDER", help="of predictions: the true label maps, if there are any")
     add("-f", nargs="+", metavar="FOLD", help="folds of the model (default: all that are trained)")
     add("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
-    add("--cases", type=int, default=50, metavar="N", help="show so many cases, the worst ones (default: 50)")
+    add("--cases", type=int, default=20, metavar="N", help="show so many cases, the worst ones (default: 20)")
     add("--disable_tta", action="store_true", help="no mirroring: faster uncertainty and surfaces")
     add("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
     add("--disable_progress_bar", action="store_true", help="no progress bars")

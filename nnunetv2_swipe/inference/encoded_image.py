@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
-from nnunetv2_swipe.inference.geometry import Grid, Placement, grid_of_image, place
+from nnunetv2_swipe.inference.geometry import Grid, Placement, box_around, grid_of_image, place
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 from nnunetv2_swipe.inference.tiles import TiledImage
 from nnunetv2_swipe.labels import as_tuple, named_structures
@@ -164,7 +164,7 @@ class EncodedImage:
         labels = None if self._labels.has_regions else self.labels(grid)
         for name in names:
             channel = self.channels[name]
-            box = grid if labels is None else grid.part(_around(labels == channel))
+            box = grid if labels is None else grid.part(box_around(labels == channel))
             field = np.zeros(box.shape, dtype=np.float32)
             self._fill(box, field[None], partial(self._probability, channel))
             yield extract_mesh(field, box, partial(self._query_channel, channel))
@@ -276,16 +276,6 @@ def _nearest(values: Tensor, positions: Sequence[Tensor]) -> Tensor:
     for axis, p in enumerate(positions, start=1):
         values = values.index_select(axis, p.round().long().clamp(0, values.shape[axis] - 1))
     return values
-
-
-def _around(mask: np.ndarray) -> tuple[slice, ...]:
-    """The box of a mask's voxels and their neighbours; one voxel if there are none."""
-    box = []
-    for axis in range(mask.ndim):
-        (where,) = mask.any(tuple(a for a in range(mask.ndim) if a != axis)).nonzero()
-        first, last = (where[0], where[-1]) if len(where) else (0, 0)
-        box.append(slice(max(0, int(first) - 1), min(mask.shape[axis], int(last) + 2)))
-    return tuple(box)
 
 
 def named_channels(predictor: nnUNetPredictor) -> dict[str, int]:

@@ -160,3 +160,13 @@ def place(
     # voxel centres are half a voxel from the border, before and after resampling
     offset = (to_image[list(transpose), 3] - first + 0.5) * scale - 0.5
     return Placement(matrix, offset)
+
+
+def box_around(mask: np.ndarray) -> tuple[slice, ...]:
+    """The box of a mask's voxels and their neighbours; one voxel if there are none."""
+    box = []
+    for axis in range(mask.ndim):
+        (where,) = mask.any(tuple(a for a in range(mask.ndim) if a != axis)).nonzero()
+        first, last = (where[0], where[-1]) if len(where) else (0, 0)
+        box.append(slice(max(0, int(first) - 1), min(mask.shape[axis], int(last) + 2)))
+    return tuple(box)

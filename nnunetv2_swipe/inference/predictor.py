@@ -57,12 +57,15 @@ class SwIPEPredictor(nnUNetPredictor):
         super().initialize_from_trained_model_folder(*args, **kwargs)
         swipe_network(self)
 
-    def encode(self, image_files: Sequence[str | Path], previous_stage: str | Path | None = None) -> EncodedImage:
+    def encode(
+        self, image_files: Sequence[str | Path], previous_stage: str | Path | None = None, *, keep: bool = True
+    ) -> EncodedImage:
         """Encode a case, to be asked for labels at any positions and on any grids.
 
         Args:
             image_files: One file for each channel, in their order.
             previous_stage: Of a cascade, the previous stage's label map.
+            keep: See `EncodedImage`.
 
         Raises:
             ValueError: Files are missing or cannot be read, or the previous stage is.
@@ -70,7 +73,7 @@ class SwIPEPredictor(nnUNetPredictor):
         files = list(map(str, image_files))
         previous = None if previous_stage is None else str(previous_stage)
         self._check_case(files, previous)
-        return EncodedImage(self, *self._preprocess(files, previous))
+        return EncodedImage(self, *self._preprocess(files, previous), keep=keep)
 
     def encode_array(
         self, image: np.ndarray, properties: Mapping[str, Any], previous_stage: np.ndarray | None = None

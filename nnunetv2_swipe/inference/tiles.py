@@ -195,7 +195,7 @@ class TiledImage:
                 total[box] += weights.view_as(total[box])
                 count[box[1:]] += 1
         inside = (slice(None), *[slice(p, p + n) for p, n in zip(self._padding.tolist(), self.shape, strict=True)])
-        return (total / count)[inside]
+        return total.div_(count)[inside]
 
     def _crop(self, tile: _Tile) -> Tensor:
         """What the network sees of a tile, (1, channels, *crop)."""

@@ -1,41 +1,42 @@
 """What the report shows of a case: its scores, slices and surfaces."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
-from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
+from nnunetv2_swipe.inference.geometry import Grid, box_around, grid_of_image
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 from nnunetv2_swipe.report.cases import Case
 from nnunetv2_swipe.report.pictures import (
-    colours_of,
     displayed_shape,
+    edges,
     error_layer,
     heat_layer,
     image_layer,
     label_layer,
-    slice_of_most,
+    nearest_indices,
     thinned,
     view,
 )
 from nnunetv2_swipe.report.scores import score_case
+from nnunetv2_swipe.report.structures import Structures, css
 
 UNCERTAINTY_FOLDER = "uncertainty"
 """Beside label maps, where nnUNetv2_swipe_predict writes it."""
-MOST_UNCERTAIN = 0.5
-"""Variance of the label that is shown as the highest: that of two classes as probable."""
 SURFACE_CELLS = 96
-"""Along the image's longest side, at most."""
-Structures = Mapping[str, Sequence[int]]
+"""Along the longest side of what a surface is looked for in, at most."""
+METRICS = ("Dice", "NSD")
 
 
 class Volumes(NamedTuple):
-    """The files of a case, read."""
+    """The files of a case, read. What is to be ignored is background in both label maps."""
 
     image: np.ndarray
     """(C, z, y, x)."""
@@ -43,96 +44,103 @@ class Volumes(NamedTuple):
     """Labels, (z, y, x)."""
     truth: np.ndarray | None
     grid: Grid
+    uncertainty: np.ndarray | None
+    """Variance of the labels (z, y, x), if it was written beside them."""
 
     @property
-    def voxel_mm3(self) -> float:
-        """Volume of a voxel."""
-        return float(np.prod(self.grid.spacing))
+    def is_slice(self) -> bool:
+        """Whether it is an image in 2D."""
+        return self.prediction.shape[0] == 1
 
 
-def read_case(case: Case, reader: BaseReaderWriter) -> Volumes:
+def read_case(case: Case, reader: BaseReaderWriter, ignore_label: int | None) -> Volumes:
     """Read the image and label maps of a case.
 
     Raises:
         ValueError: They are not on one grid.
     """
     image, properties = reader.read_images(list(map(str, case.images)))
-    maps = [None if file is None else reader.read_seg(str(file))[0][0] for file in (case.prediction, case.truth)]
-    for found, file in zip(maps, (case.prediction, case.truth), strict=True):
+    prediction = reader.read_seg(str(case.prediction))[0][0]
+    truth = None if case.truth is None else reader.read_seg(str(case.truth))[0][0]
+    file = case.prediction.parent / UNCERTAINTY_FOLDER / f"{case.name}.nii.gz"
+    uncertainty = sitk.GetArrayFromImage(sitk.ReadImage(str(file))) if file.is_file() else None
+    for found, name in ((prediction, case.prediction), (truth, case.truth), (uncertainty, file)):
         if found is not None and found.shape != image.shape[1:]:
             raise ValueError(
-                f"{file} has {found.shape} voxels, its image {case.images[0]} has {image.shape[1:]}. A report needs "
-                "label maps on the images' own grids."
+                f"{name} has {found.shape} voxels, its image {case.images[0]} has {image.shape[1:]}. A report needs "
+                "maps on the images' own grids."
             )
-    prediction, truth = maps
-    return Volumes(image, np.asarray(prediction), truth, grid_of_image(properties, image.shape[1:]))
+    if truth is not None and ignore_label is not None:
+        prediction, truth = (np.where(truth == ignore_label, 0, m) for m in (prediction, truth))
+    return Volumes(image, prediction, truth, grid_of_image(properties, image.shape[1:]), uncertainty)
 
 
-def scores_of(volumes: Volumes, structures: Structures, ignore_label: int | None) -> dict[str, dict[str, float | None]]:
-    """Dice, NSD and volumes in millilitres of every class, None where there are none."""
+def scores_of(volumes: Volumes, structures: Structures) -> dict[str, dict[str, float | None]]:
+    """Dice, NSD and sizes (in millilitres; of an image in 2D, pixels) of every structure; None where there are none."""
     scores: dict[str, dict[str, float]] = {}
     if volumes.truth is not None:
         scores = score_case(
             volumes.prediction,
             volumes.truth,
-            structures=structures,
+            structures=structures.labels,
             spacing=volumes.grid.spacing,
-            ignore_label=ignore_label,
+            metrics=METRICS,
         )
-    result = {}
-    for name, labels in structures.items():
-        of_class = scores.get(name, {})
-        found, expected = (
-            None if m is None else float(np.isin(m, labels).sum() * volumes.voxel_mm3 / 1000)
-            for m in (volumes.prediction, volumes.truth)
-        )
-        result[name] = {
-            "Dice": of_class.get("Dice"),
-            "NSD": of_class.get("NSD"),
-            "volume": found,
-            "true volume": expected,
-        }
+    unit = 1.0 if volumes.is_slice else np.prod(volumes.grid.spacing) / 1000
+    result: dict[str, dict[str, float | None]] = {}
+    for name, labels in structures.labels.items():
+        sizes = [
+            None if m is None else float(np.isin(m, labels).sum() * unit) for m in (volumes.prediction, volumes.truth)
+        ]
+        result[name] = {metric: scores.get(name, {}).get(metric) for metric in METRICS}
+        result[name] |= {"size": sizes[0], "true size": sizes[1]}
     return result
 
 
-def slices_of(case: Case, volumes: Volumes, encoded: EncodedImage | None, ignore_label: int | None) -> dict[str, Any]:
+def slices_of(volumes: Volumes, encoded: EncodedImage | None, structures: Structures) -> dict[str, Any]:
     """Layers for the slice viewer: image, prediction, truth, error, uncertainty, attention."""
     shape = displayed_shape(volumes.prediction.shape)
     grid = volumes.grid.with_shape(shape)
-    prediction = thinned(volumes.prediction, shape)
-    image = np.stack([thinned(channel, shape) for channel in volumes.image])
-    layers = [image_layer(image), label_layer("Prediction", prediction, shown=volumes.truth is None)]
+    prediction, colours = thinned(volumes.prediction, shape), structures.label_colours
+    layers = [
+        image_layer(np.stack([thinned(channel, shape) for channel in volumes.image])),
+        label_layer("Prediction", prediction, colours, shown=volumes.truth is None),
+    ]
     most = prediction > 0
     if volumes.truth is not None:
         truth = thinned(volumes.truth, shape)
-        layers.append(label_layer("Truth", np.where(truth == ignore_label, 0, truth), shown=False))
-        layers.append(error_layer(prediction, truth, ignore_label))
         most = truth > 0
-    uncertainty = _uncertainty(case, volumes, encoded, grid)
+        layers += [label_layer("Truth", truth, colours, shown=False), error_layer(prediction, truth)]
+    uncertainty = None if volumes.uncertainty is None else thinned(volumes.uncertainty, shape)
+    if uncertainty is None and encoded is not None:
+        uncertainty = encoded.uncertainty(grid).sum(0)
     if uncertainty is not None:
-        layers.append(heat_layer("Uncertainty", uncertainty, 0, MOST_UNCERTAIN))
+        layers.append(heat_layer("Uncertainty", uncertainty, 0, structures.highest_variance))
     attention = None if encoded is None else encoded.attention(grid)
     if attention is not None:
+        inside = attention[:, attention.sum(0) > 0]
         for number, weights in enumerate(attention, start=1):
-            layers.append(heat_layer(f"Attention to stage {number}", weights, attention.min(), attention.max()))
-    return view(layers, shape, grid.spacing, slice_of_most(most))
+            layers.append(heat_layer(f"Attention to stage {number}", weights, inside.min(), inside.max()))
+    shown = nearest_indices(shape[0], volumes.prediction.shape[0])
+    result = view(layers, grid.spacing, shown, volumes.prediction.shape[0], most)
+    return result if volumes.is_slice else {**result, "edges": edges(grid)}
 
 
 def surfaces_of(volumes: Volumes, encoded: EncodedImage | None, structures: Structures) -> go.Figure | None:
-    """Surfaces of all classes, the model's own where there is one, else those of the label map; None of a slice."""
+    """Surfaces of all structures, the model's own where there is one, else those of the label map; None in 2D."""
     if min(volumes.prediction.shape) == 1:
         return None
-    side = max(n * s for n, s in zip(volumes.grid.shape, volumes.grid.spacing, strict=True))
-    spacing = max(min(volumes.grid.spacing), side / SURFACE_CELLS)
-    grid = volumes.grid.with_shape(volumes.grid.with_spacing((spacing,) * 3).shape)
-    figure, colours = go.Figure(), colours_of(structures)
+    meshes: Iterable[tuple[str, Mesh]]
     if encoded is None:
-        meshes: Iterable[tuple[str, Mesh]] = _of_labels(volumes.prediction, structures, grid)
+        meshes = _of_labels(volumes.prediction, volumes.grid, structures)
     else:
-        meshes = zip(structures, encoded.meshes(list(structures), spacing), strict=True)
-    figure.add_traces([_surface(mesh, name, colours[name]) for name, mesh in meshes if len(mesh.faces)])
+        side = max(n * s for n, s in zip(volumes.grid.shape, volumes.grid.spacing, strict=True))
+        names = list(structures.labels)
+        meshes = zip(names, encoded.meshes(names, max(min(volumes.grid.spacing), side / SURFACE_CELLS)), strict=True)
+    colours = {name: css(colour) for name, colour in structures.colours.items()}
+    figure = go.Figure([_surface(mesh, name, colours[name]) for name, mesh in meshes if len(mesh.faces)])
     if volumes.truth is not None:
-        for name, mesh in _of_labels(volumes.truth, structures, grid):
+        for name, mesh in _of_labels(volumes.truth, volumes.grid, structures):
             if len(mesh.faces):
                 surface = _surface(mesh, f"{name}, truth", colours[name])
                 figure.add_trace(surface.update(opacity=0.4, visible="legendonly"))
@@ -151,21 +159,16 @@ def surfaces_of(volumes: Volumes, encoded: EncodedImage | None, structures: Stru
     return figure
 
 
-def _uncertainty(case: Case, volumes: Volumes, encoded: EncodedImage | None, grid: Grid) -> np.ndarray | None:
-    """The variance of the label on a grid: as it was written beside the prediction, else by the model."""
-    file = case.prediction.parent / UNCERTAINTY_FOLDER / f"{case.name}.nii.gz"
-    if file.is_file():
-        values = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-        if values.shape == volumes.prediction.shape:
-            return thinned(values, grid.shape)
-    return None if encoded is None else encoded.uncertainty(grid).sum(0)
-
-
-def _of_labels(labels: np.ndarray, structures: Structures, grid: Grid) -> Iterator[tuple[str, Mesh]]:
-    """Name and surface of every structure of a label map."""
-    shown = thinned(labels, grid.shape)
-    for name, values in structures.items():
-        yield name, extract_mesh(np.isin(shown, values).astype(np.float32), grid)
+def _of_labels(labels: np.ndarray, grid: Grid, structures: Structures) -> Iterator[tuple[str, Mesh]]:
+    """Name and surface of every structure of a label map: where half of the voxels around a point are of it."""
+    for name, values in structures.labels.items():
+        mask = np.isin(labels, values)
+        box = box_around(mask)
+        part = grid.part(box)
+        factor = min(1.0, SURFACE_CELLS / max(part.shape))
+        z, y, x = (max(1, round(n * factor)) for n in part.shape)
+        share = F.adaptive_avg_pool3d(torch.from_numpy(mask[box]).float()[None], (z, y, x))[0]
+        yield name, extract_mesh(share.numpy(), part.with_shape((z, y, x)))
 
 
 def _surface(mesh: Mesh, name: str, colour: str) -> go.Mesh3d:

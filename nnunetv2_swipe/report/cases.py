@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.utils import (
     create_lists_from_splitted_dataset_folder,
     get_filenames_of_train_images_and_targets,
@@ -36,21 +36,21 @@ def is_model_folder(folder: Path) -> bool:
 
 def trained_folds(model: Path, checkpoint: str) -> list[str]:
     """The folds of a model that have a checkpoint."""
-    return sorted(file.parent.name.removeprefix("fold_") for file in model.glob(f"fold_*/{checkpoint}"))
+    folds = (file.parent.name.removeprefix("fold_") for file in model.glob(f"fold_*/{checkpoint}"))
+    return sorted(fold for fold in folds if fold.isdigit() or fold == "all")
 
 
-def cases_of_model(model: Path, folds: Sequence[str]) -> list[Case]:
+def cases_of_model(model: Path, dataset_name: str, folds: Sequence[str]) -> list[Case]:
     """The validation cases of some folds, as they were predicted at the end of the training.
 
     Raises:
-        ValueError: A fold was not validated, or the dataset is not where nnU-Net's variables say.
+        ValueError: A fold was not validated, or images or labels are not where nnU-Net's variables say.
     """
-    dataset, ending = model.parent.name, load_json(str(model / "dataset.json"))["file_ending"]
-    truth = _folder_of_variable("nnUNet_preprocessed", nnUNet_preprocessed) / dataset / "gt_segmentations"
-    raw = _folder_of_variable("nnUNet_raw", nnUNet_raw) / dataset
-    for folder in (truth, raw):
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is missing; a model's report needs the images and labels it was trained on.")
+    if not nnUNet_raw.is_set():
+        raise ValueError("The environment variable nnUNet_raw is not set; a model's report shows images from there.")
+    raw, ending = Path(nnUNet_raw) / dataset_name, load_json(str(model / "dataset.json"))["file_ending"]
+    if not raw.is_dir():
+        raise ValueError(f"{raw} is missing; a model's report needs the images and labels it was trained on.")
     files = get_filenames_of_train_images_and_targets(str(raw))
     cases = []
     for fold in folds:
@@ -64,9 +64,10 @@ def cases_of_model(model: Path, folds: Sequence[str]) -> list[Case]:
             name = prediction.name.removesuffix(ending)
             if name not in files:
                 raise ValueError(f"{raw} holds no image of the case {name}, which {prediction} is a prediction of.")
-            cases.append(
-                Case(name, list(map(Path, files[name]["images"])), prediction, truth / prediction.name, str(fold))
-            )
+            images, truth = list(map(Path, files[name]["images"])), Path(files[name]["label"])
+            if not truth.is_file():
+                raise ValueError(f"The label map {truth} is missing.")
+            cases.append(Case(name, images, prediction, truth, fold))
     return cases
 
 
@@ -90,7 +91,10 @@ def cases_of_predictions(folder: Path, ending: str, images: Path | None, truth: 
     for prediction in predictions:
         name = prediction.name.removesuffix(ending)
         if name not in files:
-            raise ValueError(f"There is no image of {prediction}; name the folder of the images by -i.")
+            raise ValueError(
+                f"There is no image of {prediction}{'' if images is None else f' in {images}'}; name the folder of the "
+                "images by -i."
+            )
         reference = None if truth is None else truth / prediction.name
         found = reference if reference is not None and reference.is_file() else None
         cases.append(Case(name, files[name], prediction, found, None))
@@ -105,15 +109,11 @@ def _images(folder: Path, images: Path | None, ending: str) -> Mapping[str, list
     arguments = folder / ARGUMENTS_FILE
     if source is None and arguments.is_file():
         source = load_json(str(arguments)).get("list_of_lists_or_source_folder")
-    if isinstance(source, str) and Path(source).is_dir():
+    if isinstance(source, str) and not Path(source).is_dir():
+        raise ValueError(f"The folder of the images, {source}, does not exist; name another by -i.")
+    if isinstance(source, str):
         source = create_lists_from_splitted_dataset_folder(source, ending)
-    if not isinstance(source, list) or not source:
-        raise ValueError(f"The images that {folder} was predicted from are not at hand; name their folder by -i.")
+    if source is None:
+        raise ValueError(f"{folder} does not say which images were predicted; name their folder by -i.")
     length = len("_0000" + ending)
-    return {Path(files[0]).name[:-length]: list(map(Path, files)) for files in source}
-
-
-def _folder_of_variable(name: str, path: Any) -> Path:  # noqa: ANN401  (nnU-Net's own type of path)
-    if not path.is_set():
-        raise ValueError(f"The environment variable {name} is not set; a model's report needs it.")
-    return Path(path)
+    return {Path(files[0]).name[:-length]: list(map(Path, files)) for files in source if files}

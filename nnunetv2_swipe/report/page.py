@@ -1,11 +1,11 @@
 """The report: one HTML page that needs nothing but a browser."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,10 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from nnunetv2_swipe.labels import named_structures
 from nnunetv2_swipe.report.cases import Case
-from nnunetv2_swipe.report.pictures import COLOURS, CONFUSED, FALSE_NEGATIVE, FALSE_POSITIVE, colours_of, css
+from nnunetv2_swipe.report.pictures import CONFUSED, FALSE_NEGATIVE, FALSE_POSITIVE
 from nnunetv2_swipe.report.plan_in_words import Setting
+from nnunetv2_swipe.report.scores import TOLERANCE
+from nnunetv2_swipe.report.structures import Structures, css
 
 
 @dataclass
@@ -25,7 +26,9 @@ class CaseRow:
 
     case: Case
     scores: dict[str, dict[str, float | None]]
-    """Structure -> "Dice", "NSD", "volume" and "true volume" (ml)."""
+    """Structure -> "Dice", "NSD", "size" and "true size"."""
+    is_slice: bool = False
+    """Whether it is an image in 2D: sizes are in pixels, else in millilitres."""
     view: dict[str, Any] | None = None
     """Of the slice viewer."""
     surfaces: go.Figure | None = None
@@ -40,43 +43,53 @@ class CaseRow:
         return _mean(scores[metric] for scores in self.scores.values())
 
 
+class ModelDescription(NamedTuple):
+    """What the page says of a model."""
+
+    curves: go.Figure
+    crop: dict[str, Any] | None
+    """A training crop with its points, for the slice viewer."""
+    plan: Sequence[Setting]
+
+
 @dataclass
 class Report:
     """All that the page shows."""
 
     title: str
-    subtitle: str
-    dataset: Mapping[str, Any]
-    """dataset.json."""
+    structures: Structures
     cases: Sequence[CaseRow]
     """Worst first."""
-    curves: go.Figure | None = None
-    crop: dict[str, Any] | None = None
-    """A training crop with its points, for the slice viewer."""
-    plan: Sequence[Setting] = ()
+    model: ModelDescription | None = None
+    notes: Sequence[str] = ()
+    """What the reader should know."""
 
     @property
-    def structures(self) -> dict[str, tuple[int, ...]]:
-        """Labels of every class or region."""
-        return named_structures(self.dataset)
+    def has_truth(self) -> bool:
+        """Whether any case was scored."""
+        return self.mean("Dice") is not None
 
     @property
-    def colours(self) -> list[str]:
-        """Of the structures."""
-        return list(colours_of(self.structures).values())
+    def has_folds(self) -> bool:
+        """Whether the cases validate folds."""
+        return any(row.case.fold is not None for row in self.cases)
+
+    @property
+    def in_pixels(self) -> bool:
+        """Whether the images are in 2D."""
+        return any(case.is_slice for case in self.cases)
 
     def mean(self, metric: str, structure: str | None = None) -> float | None:
         """Over the cases that have it, of one structure or of a case's mean."""
-        of_cases = (c.mean(metric) if structure is None else c.scores[structure][metric] for c in self.cases)
-        return _mean(of_cases)
+        return _mean(c.mean(metric) if structure is None else c.scores[structure][metric] for c in self.cases)
 
 
 def worst_first(cases: Iterable[CaseRow]) -> list[CaseRow]:
     """By mean Dice, then by name; cases without truth last."""
 
-    def key(case: CaseRow) -> tuple[float, str]:
-        dice = case.mean("Dice")
-        return (np.inf if dice is None else dice, case.case.name)
+    def key(row: CaseRow) -> tuple[float, str]:
+        dice = row.mean("Dice")
+        return (np.inf if dice is None else dice, row.case.name)
 
     return sorted(cases, key=key)
 
@@ -84,20 +97,26 @@ def worst_first(cases: Iterable[CaseRow]) -> list[CaseRow]:
 def write_page(report: Report, file: Path) -> None:
     """Write the page; it appears when it is complete."""
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
+    model = report.model
     page = environment.get_template("page.html").render(
         report=report,
-        label_colours=list(map(css, COLOURS)),
+        colours={name: css(colour) for name, colour in report.structures.colours.items()},
         errors={
             "false positive": css(FALSE_POSITIVE),
             "false negative": css(FALSE_NEGATIVE),
             "one class taken for another": css(CONFUSED),
         },
+        tolerance=f"{TOLERANCE[2]:g} pixels" if report.in_pixels else f"{TOLERANCE[3]:g} mm",
         scripts=[Markup(get_plotlyjs()), Markup(_asset("page.js"))],
         style=Markup(_asset("page.css")),
         details=[_embedded(_details(case)) for case in report.cases if case.has_details],
-        training=_embedded({"curves": _figure(report.curves), "crop": report.crop}),
-        has_truth=any(case.mean("Dice") is not None for case in report.cases),
-        has_folds=any(case.case.fold is not None for case in report.cases),
+        common=_embedded(
+            {
+                "colours": {label: css(colour) for label, colour in report.structures.label_colours.items()},
+                "curves": _figure(model and model.curves),
+                "crop": model and model.crop,
+            }
+        ),
     )
     unfinished = file.with_name(f".unfinished_{file.name}")
     unfinished.write_text(page, encoding="utf-8")

@@ -9,30 +9,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-Colour = tuple[int, int, int]
-"""Red, green and blue, 0 to 255."""
-MOST_SLICES, MOST_PIXELS = 64, 320
+from nnunetv2_swipe.inference.geometry import Grid
+from nnunetv2_swipe.report.structures import Colour
+
+MOST_SLICES, MOST_PIXELS = 64, 256
 """Of a volume, and along the sides of a slice; of larger ones some are left out."""
-COLOURS = (
-    (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (240, 228, 66),
-    (213, 94, 0), (0, 114, 178), (154, 205, 50), (255, 127, 80), (147, 112, 219),
-)  # fmt: skip
-"""Of classes, first those of Okabe and Ito, which the colour-blind tell apart; repeated if there are more."""
+MOST_PIXELS_OF_A_PHOTOGRAPH = 512
 FALSE_POSITIVE, FALSE_NEGATIVE, CONFUSED = (220, 30, 30), (30, 80, 255), (170, 60, 200)
 _OPAQUE, _TRANSLUCENT = 220, 130
+_DIRECTIONS = ("RL", "AP", "IS")
+"""Of the patient, against and along each axis of LPS."""
 
 
 def displayed_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """How many slices, rows and columns of a volume are shown."""
-    factor = min(1.0, MOST_PIXELS / max(shape[1:]))
+    most = MOST_PIXELS_OF_A_PHOTOGRAPH if shape[0] == 1 else MOST_PIXELS
+    factor = min(1.0, most / max(shape[1:]))
     return min(shape[0], MOST_SLICES), *(max(1, round(n * factor)) for n in shape[1:])
+
+
+def nearest_indices(shown: int, n: int) -> np.ndarray:
+    """Which of n voxels are nearest to the points of another grid of the same box, (shown,)."""
+    return ((np.arange(shown) + 0.5) * n / shown).astype(int)
 
 
 def thinned(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The voxels of a volume (z, y, x) that are nearest to the points of a coarser grid of the same box."""
-    return volume[
-        np.ix_(*[((np.arange(m) + 0.5) * n / m).astype(int) for m, n in zip(shape, volume.shape, strict=True)])
-    ]
+    return volume[np.ix_(*[nearest_indices(m, n) for m, n in zip(shape, volume.shape, strict=True)])]
 
 
 def grey_levels(image: np.ndarray) -> np.ndarray:
@@ -41,41 +44,27 @@ def grey_levels(image: np.ndarray) -> np.ndarray:
     return (255 * np.clip((image - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
 
 
-def colour_of(label: int) -> Colour:
-    """Of a label."""
-    return COLOURS[(label - 1) % len(COLOURS)]
-
-
-def colours_of(structures: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Of every class, that of its label; of regions, which share labels, one each. In the form of CSS."""
-    exclusive = all(len(labels) == 1 for labels in structures.values())
-    numbered = enumerate(structures.items(), start=1)
-    return {name: css(colour_of(labels[0] if exclusive else number)) for number, (name, labels) in numbered}
-
-
-def css(colour: Colour) -> str:
-    """A colour in the form of CSS."""
-    return "rgb({}, {}, {})".format(*colour)
-
-
 def image_layer(image: np.ndarray) -> dict[str, Any]:
-    """The lowest layer: an image (C, z, y, x); three of a slice are red, green, blue, else the first counts."""
-    colour = len(image) == 3 and image.shape[1] == 1
-    levels = np.stack([grey_levels(c) for c in image], -1) if colour else grey_levels(image[0])
+    """The lowest layer: an image (C, z, y, x), of a photograph its colours, else its first channel."""
+    photograph = len(image) in (3, 4) and image.shape[1] == 1
+    levels = grey_levels(np.moveaxis(image[:3], 0, -1) if photograph else image[0])
     return {"name": "Image", "shown": True, "source": _png(Image.fromarray(_side_by_side(levels)))}
 
 
-def label_layer(name: str, labels: np.ndarray, *, shown: bool) -> dict[str, Any]:
-    """Labels (z, y, x) in the colours of their classes."""
-    return _layer(name, labels % 256, [(*colour_of(i), _TRANSLUCENT) for i in range(1, 256)], shown=shown)
+def label_layer(name: str, labels: np.ndarray, colours: Mapping[int, Colour], *, shown: bool) -> dict[str, Any]:
+    """Labels (z, y, x) in their colours."""
+    order = list(colours)
+    indices = np.zeros(labels.shape, dtype=np.uint8)
+    for number, label in enumerate(order, start=1):
+        indices[labels == label] = (number - 1) % 255 + 1
+    return _layer(name, indices, [(*colours[label], _TRANSLUCENT) for label in order[:255]], shown=shown)
 
 
-def error_layer(prediction: np.ndarray, truth: np.ndarray, ignore_label: int | None) -> dict[str, Any]:
+def error_layer(prediction: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Where two label maps (z, y, x) differ: false positives, false negatives, classes taken for others."""
-    wrong = (prediction != truth) & (truth != ignore_label)
     kinds = np.where(truth == 0, 1, np.where(prediction == 0, 2, 3))
     colours = [(*colour, _OPAQUE) for colour in (FALSE_POSITIVE, FALSE_NEGATIVE, CONFUSED)]
-    return _layer("Error", np.where(wrong, kinds, 0), colours, shown=True)
+    return _layer("Error", np.where(prediction != truth, kinds, 0), colours, shown=True)
 
 
 def heat_layer(name: str, values: np.ndarray, low: float, high: float) -> dict[str, Any]:
@@ -86,38 +75,56 @@ def heat_layer(name: str, values: np.ndarray, low: float, high: float) -> dict[s
 
 
 def view(
-    layers: Sequence[dict[str, Any]], shape: Sequence[int], spacing: Sequence[float], first: int
+    layers: Sequence[dict[str, Any]], spacing: Sequence[float], shown: np.ndarray, n_slices: int, most: np.ndarray
 ) -> dict[str, Any]:
     """What the page's slice viewer shows.
 
     Args:
         layers: One above the other.
-        shape: Slices, rows and columns of each.
-        spacing: Distance of two neighbouring ones along each axis.
-        first: The slice to begin with.
+        spacing: Distance of two slices, rows and columns.
+        shown: The slices of the image that are shown, (n,).
+        n_slices: How many it has.
+        most: Mask (n, rows, columns) of what the first slice to be shown has most of.
     """
-    columns = math.ceil(math.sqrt(shape[0]))
-    return {"layers": list(layers), "shape": list(shape), "spacing": list(spacing), "columns": columns, "first": first}
+    voxels = most.sum((1, 2))
+    return {
+        "layers": list(layers),
+        "shape": list(most.shape),
+        "spacing": list(spacing),
+        "columns": _columns(len(most)),
+        "first": int(voxels.argmax()) if voxels.any() else len(most) // 2,
+        "slices": shown.tolist(),
+        "n_slices": n_slices,
+    }
 
 
-def slice_of_most(mask: np.ndarray) -> int:
-    """The slice in which most of a mask (z, y, x) lies; the middle one if there is nothing."""
-    voxels = mask.sum((1, 2))
-    return int(voxels.argmax()) if voxels.any() else len(mask) // 2
+def edges(grid: Grid) -> list[str]:
+    """Where the left, right, upper and lower edge of a grid's slices lie in the patient: L, R, A, P, S or I."""
+    letters = []
+    for axis in (2, 1):
+        column = grid.affine[:3, axis]
+        along = int(np.abs(column).argmax())
+        ends = _DIRECTIONS[along]
+        letters += list(ends if column[along] > 0 else reversed(ends))
+    return letters
 
 
 def _layer(name: str, indices: np.ndarray, colours: Sequence[tuple[int, ...]], *, shown: bool) -> dict[str, Any]:
     """Colours, from index 1 on; index 0 is transparent."""
-    picture = Image.fromarray(_side_by_side(indices.astype(np.uint8)), mode="P")
+    picture = Image.fromarray(_side_by_side(indices.astype(np.uint8)))
     palette = np.array([(0, 0, 0, 0), *colours], dtype=np.uint8)
     picture.putpalette(palette[:, :3].tobytes())
     return {"name": name, "shown": shown, "source": _png(picture, transparency=palette[:, 3].tobytes())}
 
 
+def _columns(n: int) -> int:
+    return math.ceil(math.sqrt(n))
+
+
 def _side_by_side(slices: np.ndarray) -> np.ndarray:
-    """Slices (n, h, w, ...) in rows of as many as there are rows, (rows * h, columns * w, ...)."""
+    """Slices (n, h, w, ...) in rows and columns, (rows * h, columns * w, ...)."""
     n, h, w, *rest = slices.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = _columns(n)
     rows = -(-n // columns)
     mosaic = np.zeros((rows * columns, h, w, *rest), dtype=slices.dtype)
     mosaic[:n] = slices

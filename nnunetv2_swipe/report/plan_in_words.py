@@ -39,22 +39,19 @@ def plan_in_words(
     if statistics is not None:
         derived = derive_config(configuration, statistics, num_classes=num_classes, regions=config.regions)
     thinnest = _thinnest(statistics, names, spacing)
-    patches = " x ".join(str(-(-n // s)) for n, s in zip(crop, config.patch_size, strict=True))
-    voxels = math.prod(crop)
+    patches = _times([-(-n // s) for n, s in zip(crop, config.patch_size, strict=True)])
+    strides = ", ".join(_times(total) for total in total_strides(config.strides))
+    widths = ", ".join(map(str, config.features_per_stage))
     rows = [
-        (
-            "Crop",
-            None,
-            _times(crop),
-            f"nnU-Net's, from image size and memory; voxels of {_times(spacing)} mm.",
-        ),
+        ("Crop", None, _times(crop), f"nnU-Net's, from image size and memory; voxels of {_times(spacing)} mm."),
         ("Batch size", None, str(configuration["batch_size"]), "nnU-Net's, smaller if SwIPE needed more memory."),
         (
             "Patch size S",
             "patch_size",
             _times(config.patch_size),
-            f"Not more than half the thickness of the thinnest class{thinnest}, nor 8 voxels of the finest spacing, in "
-            f"powers of two: small enough that a vector describes a patch. A crop has {patches} patches.",
+            f"Half the thickness of the thinnest class{thinnest}, at most 8 voxels of the finest spacing, in powers of "
+            "two; less where a crop would have less than four patches along an axis, more where it would have more "
+            f"than 32,768. A crop has {patches} patches.",
         ),
         (
             "Width of the embeddings d",
@@ -66,22 +63,22 @@ def plan_in_words(
             "Training points N of a crop",
             "n_points",
             f"{config.n_points:,}",
-            f"About one of 40 of its {voxels:,} voxels, at least 64 for each class, in powers of two.",
+            f"A fortieth of its {math.prod(crop):,} voxels, as a power of two from 1,024 to 16,384, and at least 64 "
+            "for each class.",
         ),
         (
             "Points count as near a boundary up to",
             "boundary_radius",
             f"{_times(config.boundary_radius)} voxels",
-            f"A quarter of the thickness of the thinnest class{thinnest}, within bounds. Half of a class's points are "
-            "there.",
+            f"A quarter of the thickness of the thinnest class{thinnest}, at least one voxel, at most 10 of 384 of the "
+            "crop. Half of a class's points are there.",
         ),
         (
             "Backbone",
             "backbone",
             config.backbone,
-            f"Stages at strides {', '.join(_times(t) for t in total_strides(config.strides))}, of "
-            f"{', '.join(map(str, config.features_per_stage))} channels: nnU-Net's stages from the last that is "
-            "nowhere coarser than a patch.",
+            f"Stages at strides {strides}, of {widths} channels: of nnU-Net's, from the last that is nowhere coarser "
+            "than a patch or 4 voxels, four at most.",
         ),
         (
             "Fourier frequencies",
@@ -96,10 +93,11 @@ def plan_in_words(
             "Between all points alike (0, the paper's) and an unbiased estimate of the dense loss (1); measured.",
         ),
         (
-            "Coarse-to-fine decoding begins at",
+            "Coarse-to-fine decoding begins with steps of",
             "mise_levels",
-            f"every {2**config.mise_levels}. voxel",
-            f"The thickness of the thinnest class{thinnest}, 8 at most: nothing of it lies between the points.",
+            f"{2**config.mise_levels} voxels",
+            "The thickness of the thinnest class, in voxels along the coarsest axis, as a power of two, 8 at most: "
+            "what is thinner may be missed.",
         ),
         (
             "Learning rate",
@@ -125,7 +123,7 @@ def _edited(key: str | None, config: SwIPEConfig, derived: SwIPEConfig | None) -
     """Said of a setting that the rules would choose otherwise."""
     if key is None or derived is None or getattr(derived, key) == getattr(config, key):
         return ""
-    return f" The plan was edited, or made by another version: today's rule gives {getattr(derived, key)}."
+    return f" Here the plan or the trainer says otherwise: today's rule gives {getattr(derived, key)}."
 
 
 def _times(values: Sequence[float]) -> str:

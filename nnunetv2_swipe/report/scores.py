@@ -1,15 +1,17 @@
 """Scores of a segmentation: overlap and surfaces, by MONAI."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+from torch import Tensor
+
+from nnunetv2_swipe.inference.geometry import box_around
 
 METRICS = ("Dice", "NSD", "HD95")
 TOLERANCE = {2: 2.0, 3: 1.0}
-"""Of the NSD: 2 pixels of the image in 2D, 1 mm in 3D."""
+"""Of the NSD: 2 pixels in 2D, 1 mm in 3D."""
 
 
 def score_case(
@@ -18,17 +20,19 @@ def score_case(
     *,
     structures: Mapping[str, Sequence[int]],
     spacing: Sequence[float],
+    metrics: Sequence[str] = METRICS,
     tolerance: float | None = None,
     ignore_label: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Dice, NSD (surface Dice) and HD95 of every structure of one case.
 
     Args:
-        prediction: Label map, (z, y, x); one slice is an image in 2D.
+        prediction: Label map, (z, y, x); one slice is an image in 2D, measured in pixels.
         truth: The same of the reference.
         structures: Name -> labels of every class or region.
-        spacing: Voxel size (z, y, x), in mm (or 1, for images without).
-        tolerance: Distance up to which surfaces agree, for the NSD, in the same unit; default: `TOLERANCE`.
+        spacing: Voxel size (z, y, x), in mm.
+        metrics: Which of them.
+        tolerance: Distance up to which surfaces agree, for the NSD; default: `TOLERANCE`.
         ignore_label: Where the reference has this label nothing counts.
 
     Returns:
@@ -36,24 +40,29 @@ def score_case(
         Dice and NSD are 0 and HD95 is the diagonal of the image.
     """
     dims = 2 if truth.shape[0] == 1 else 3
-    counted = np.ones_like(truth, dtype=bool) if ignore_label is None else truth != ignore_label
-    prediction, truth = (np.where(counted, m, 0).reshape(truth.shape[-dims:]) for m in (prediction, truth))
-    masks = {
-        name: tuple(torch.from_numpy(np.isin(m, labels))[None, None].float() for m in (prediction, truth))
-        for name, labels in structures.items()
+    shape, spacing = truth.shape[-dims:], [1.0] * 2 if dims == 2 else [float(s) for s in spacing]
+    counted = None if ignore_label is None else truth != ignore_label
+    prediction, truth = (m.reshape(shape) for m in (prediction, truth))
+    limit = TOLERANCE[dims] if tolerance is None else tolerance
+    compute: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "Dice": compute_dice,
+        "NSD": lambda found, expected: compute_surface_dice(
+            found, expected, [limit], include_background=True, spacing=spacing, use_subvoxels=True
+        ),
+        "HD95": lambda found, expected: compute_hausdorff_distance(
+            found, expected, include_background=True, percentile=95, spacing=spacing
+        ),
     }
-    spacing = [float(s) for s in spacing[-dims:]]
-    diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+    worst = {"Dice": 0.0, "NSD": 0.0, "HD95": float(np.linalg.norm(np.multiply(shape, spacing)))}
     scores = {}
-    for name, (found, expected) in masks.items():
-        if found.any() and expected.any():
-            surfaces: dict[str, Any] = {"include_background": True, "spacing": spacing}
-            values = (
-                compute_dice(found, expected),
-                compute_surface_dice(found, expected, [tolerance or TOLERANCE[dims]], use_subvoxels=True, **surfaces),
-                compute_hausdorff_distance(found, expected, percentile=95, **surfaces),
-            )
-            scores[name] = dict(zip(METRICS, map(float, values), strict=True))
-        elif found.any() or expected.any():
-            scores[name] = dict(zip(METRICS, (0.0, 0.0, diagonal), strict=True))
+    for name, labels in structures.items():
+        masks = [np.isin(m, labels) for m in (prediction, truth)]
+        if counted is not None:
+            masks = [mask & counted.reshape(shape) for mask in masks]
+        if masks[0].any() and masks[1].any():
+            box = box_around(masks[0] | masks[1])
+            found, expected = (torch.from_numpy(mask[box])[None, None].float() for mask in masks)
+            scores[name] = {metric: float(compute[metric](found, expected)) for metric in metrics}
+        elif masks[0].any() or masks[1].any():
+            scores[name] = {metric: worst[metric] for metric in metrics}
     return scores

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from plotly.subplots import make_subplots
 
 from nnunetv2_swipe.config import SwIPEConfig
-from nnunetv2_swipe.report.pictures import image_layer, label_layer, slice_of_most, view
+from nnunetv2_swipe.report.pictures import image_layer, label_layer, view
+from nnunetv2_swipe.report.structures import Structures
 from nnunetv2_swipe.training.point_sampling import sample_points
 
-MOST_POINTS = 20_000
 CURVES = {
     "train_losses": ("training", 1),
     "val_losses": ("validation", 1),
@@ -48,7 +49,12 @@ def training_curves(checkpoints: Mapping[str, Path]) -> go.Figure:
 
 
 def crop_with_points(
-    folder: Path, configuration: Mapping[str, Any], config: SwIPEConfig, labels: LabelManager, case: str
+    folder: Path,
+    configuration: Mapping[str, Any],
+    config: SwIPEConfig,
+    labels: LabelManager,
+    structures: Structures,
+    case: str,
 ) -> dict[str, Any]:
     """A crop as nnU-Net's loader draws it, not augmented, and the points that SwIPE draws in it, for the slice viewer.
 
@@ -57,11 +63,14 @@ def crop_with_points(
         configuration: nnU-Net's configuration.
         config: SwIPE's settings.
         labels: Of the dataset.
+        structures: Likewise.
         case: Which case to crop.
     """
     size, flat = configuration["patch_size"], (1,) * (3 - config.dims)
     dataset = infer_dataset_class(str(folder))(str(folder), [case])
     loader = nnUNetDataLoader(dataset, 1, size, size, labels, oversample_foreground_percent=1.0)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  (what nnU-Net's loader draws from)
     batch = loader.generate_train_batch()
     image, segmentation = batch["data"][0], batch["target"][0]
     to_target = nnUNetTrainer.get_validation_transforms(
@@ -71,13 +80,13 @@ def crop_with_points(
     sample = sample_points(
         target[None], config, num_classes=labels.num_segmentation_heads, ignore_label=labels.ignore_label
     )
+    volume = image.numpy().reshape(-1, *flat, *size)
     found = segmentation[0].clamp(min=0).numpy().reshape(*flat, *size)
-    layers = [image_layer(image.numpy().reshape(-1, *flat, *size)), label_layer("Labels", found, shown=True)]
-    points = F.pad(sample.points[0], (3 - config.dims, 0))
-    at = tuple(points.round().long().unbind(1))
-    classes = torch.from_numpy(found).long()[at]
-    drawn = torch.cat((points, classes[:, None]), 1)[:MOST_POINTS]
-    return {
-        **view(layers, found.shape, [1.0] * len(flat) + list(configuration["spacing"]), slice_of_most(found > 0)),
-        "points": [[round(v, 2) for v in point] for point in drawn.tolist()],
-    }
+    found = np.where(found == labels.ignore_label, 0, found)
+    points = F.pad(sample.points[0], (3 - config.dims, 0)).numpy()
+    voxels = np.clip(points.round().astype(int), 0, np.array(found.shape) - 1)
+    drawn = np.concatenate((points, found[tuple(voxels.T)][:, None]), 1)
+    layers = [image_layer(volume), label_layer("Labels", found, structures.label_colours, shown=True)]
+    spacing = [1.0] * len(flat) + list(configuration["spacing"])
+    result = view(layers, spacing, np.arange(len(found)), len(found), found > 0)
+    return {**result, "points": [[round(float(v), 2) for v in point] for point in drawn]}

@@ -3,7 +3,7 @@
 const WIDTH = 480; // of a slice on the page, in pixels
 const PLOTLY = { displaylogo: false, responsive: true };
 const parsed = (element) => JSON.parse(element.textContent);
-const COLOURS = parsed(document.getElementById("colours"));
+const COMMON = parsed(document.getElementById("common-data"));
 
 /** Shows the slices of a volume: layers one above the other, and points. */
 class SliceViewer {
@@ -23,7 +23,7 @@ class SliceViewer {
     row.hidden = n === 1;
     root.replaceChildren(this.canvas, row, this.layerBoxes());
     this.slider.addEventListener("input", () => this.draw());
-    this.canvas.addEventListener("wheel", (event) => this.turn(event), { passive: false });
+    if (n > 1) this.canvas.addEventListener("wheel", (event) => this.turn(event), { passive: false });
     this.load();
   }
 
@@ -57,27 +57,46 @@ class SliceViewer {
   }
 
   draw() {
-    const { layers, shape, columns } = this.view;
+    const { layers, shape, columns, slices, n_slices: nSlices, points = [], edges = [] } = this.view;
     const [n, h, w] = shape;
     const slice = this.slider.valueAsNumber;
     const context = this.canvas.getContext("2d");
     const { width, height } = this.canvas;
     const [left, top] = [(slice % columns) * w, Math.floor(slice / columns) * h];
-    this.number.value = `${slice + 1} of ${n}`;
+    this.number.value = `${slices[slice] + 1} of ${nSlices}` + (n < nSlices ? ` (${n} are shown)` : "");
     context.imageSmoothingEnabled = false;
     context.clearRect(0, 0, width, height);
     layers.forEach((layer, i) => {
       if (layer.shown) context.drawImage(this.pictures[i], left, top, w, h, 0, 0, width, height);
     });
-    for (const [z, y, x, label] of this.view.points ?? []) {
+    for (const [z, y, x, label] of points) {
       if (Math.round(z) !== slice) continue;
-      context.fillStyle = label > 0 ? COLOURS[(label - 1) % COLOURS.length] : "#fff";
+      context.fillStyle = COMMON.colours[label] ?? "#fff";
       context.strokeStyle = "#000";
       context.beginPath();
       context.arc(((x + 0.5) * width) / w, ((y + 0.5) * height) / h, 3, 0, 2 * Math.PI);
       context.fill();
       context.stroke();
     }
+    this.write(context, edges);
+  }
+
+  /** Where the left, right, upper and lower edge lie in the patient. */
+  write(context, [left, right, top, bottom]) {
+    if (!left) return;
+    const { width, height } = this.canvas;
+    context.font = "bold 16px sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillStyle = "#fff";
+    context.strokeStyle = "#000";
+    context.lineWidth = 3;
+    const places = [[left, 10, height / 2], [right, width - 10, height / 2], [top, width / 2, 12], [bottom, width / 2, height - 12]];
+    for (const place of places) {
+      context.strokeText(...place);
+      context.fillText(...place);
+    }
+    context.lineWidth = 1;
   }
 }
 
@@ -94,6 +113,7 @@ function showCase(row) {
   const data = parsed(document.querySelectorAll(".case-data")[row.dataset.case]);
   document.getElementById("case-name").textContent = data.name;
   new SliceViewer(document.getElementById("slices"), data.view);
+  document.getElementById("surface-column").hidden = !data.surfaces;
   plot("surfaces", data.surfaces);
 }
 
@@ -104,6 +124,5 @@ for (const row of rows) {
 }
 if (rows.length) showCase(rows[0]);
 
-const training = parsed(document.getElementById("training-data"));
-if (training.curves) plot("curves", training.curves);
-if (training.crop) new SliceViewer(document.getElementById("crop"), training.crop);
+if (COMMON.curves) plot("curves", COMMON.curves);
+if (COMMON.crop) new SliceViewer(document.getElementById("crop"), COMMON.crop);
