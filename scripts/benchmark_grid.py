@@ -13,6 +13,7 @@ from tqdm import tqdm
 from benchmark_speed import quiet
 from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+from nnunetv2_swipe.inference.tiles import swipe_network
 from nnunetv2_swipe.planners.label_statistics import foreground_structures
 from nnunetv2_swipe.report.scores import score_case
 from score_model import training_files
@@ -29,15 +30,20 @@ def measure_grid(model: Path, folds: Sequence[int], cases: Sequence[str], device
 
     Returns:
         Mean Dice of nnU-Net's path and of ours, mean Dice between the two, and the area under the ROC curve (AUROC)
-        of wrong voxels, by the variances and by the entropy of the first fold's probabilities without mirroring.
+        of wrong voxels, by the variances and by the entropy of the first fold's probabilities, decoded without
+        mirroring at every voxel.
     """
     stock = _loaded(nnUNetPredictor, model, folds, device, mirroring=True)
     ours = _loaded(SwIPEPredictor, model, folds, device, mirroring=True)
     single = _loaded(SwIPEPredictor, model, folds[:1], device, mirroring=False)
+    network = swipe_network(single)
+    network.config = network.config.replace(mise_levels=0)
     files, reader = training_files(ours), ours.plans_manager.image_reader_writer_class()
     structures = foreground_structures(ours.label_manager)
     dice: dict[str, list[float]] = {key: [] for key in ("nnU-Net", "decoded", "between")}
     errors, rankings = [], []
+    between = "patches, mirroring and folds"
+    keys = ("all variances", between, *UNCERTAINTIES, "entropy of a single own-patch pass")
     for case in tqdm(cases, unit="case"):
         images = files[case]["images"]
         truth, properties = reader.read_seg(files[case]["label"])
@@ -53,9 +59,9 @@ def measure_grid(model: Path, folds: Sequence[int], cases: Sequence[str], device
         variances = image.uncertainty()
         p = single.encode(images).probabilities()
         entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(0)
-        rankings.append(np.stack([variances.sum(0), *variances, entropy]).reshape(len(UNCERTAINTIES) + 2, -1))
+        all_but_the_labels = variances[1:].sum(0)
+        rankings.append(np.stack([variances.sum(0), all_but_the_labels, *variances, entropy]).reshape(len(keys), -1))
     wrong, ranked = np.concatenate(errors), np.concatenate(rankings, 1)
-    keys = ("all variances", *UNCERTAINTIES, "entropy of a single own-patch pass")
     return {
         "cases": len(cases),
         "dice": {key: float(np.mean(values)) for key, values in dice.items()},

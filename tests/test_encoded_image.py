@@ -7,7 +7,7 @@ import pytest
 import torch
 from analytic_shapes import CENTRE, DIRECTIONS, SPACINGS, distance, rotation
 
-from nnunetv2_swipe.inference import tiles
+from nnunetv2_swipe.inference import blocks, tiles
 from nnunetv2_swipe.inference.geometry import Grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.network.coordinates import nearest_patches
@@ -16,7 +16,7 @@ from nnunetv2_swipe.network.coordinates import nearest_patches
 def assert_right_but_for_a_tenth_of_a_voxel(labels, grid):
     index = np.indices(grid.shape).reshape(3, -1).T
     depth = distance(grid.position_of(index)).reshape(grid.shape)
-    clear = np.abs(depth) > 0.1
+    clear = np.abs(depth) > 0.1 * min(grid.spacing)
     assert (labels == 1).any()
     assert clear.mean() > 0.9
     np.testing.assert_array_equal((labels == 1)[clear], (depth > 0)[clear])
@@ -235,3 +235,20 @@ def test_attention_and_uncertainty_need_a_grid_along_the_image(ellipsoid):
     for ask in (image.attention, image.uncertainty):
         with pytest.raises(ValueError, match="parallel to the image"):
             ask(Grid(image.grid.shape, affine))
+
+
+def test_negligible_tiles_are_left_out_but_never_all():
+    """Three tiles around the first position, fifty, of little weight each, around the second."""
+    everywhere, second = torch.arange(2), torch.tensor([1])
+    heavy = blocks.Share(everywhere, everywhere, torch.tensor([1.0, 0.02]), "heavy")
+    light = blocks.Share(everywhere, everywhere, torch.tensor([0.01, 0.02]), "light")
+    rest = [blocks.Share(second, second, torch.tensor([0.02]), number) for number in range(48)]
+    kept = list(blocks.relevant([heavy, light, *rest], 2))
+    total = torch.zeros(2)
+    for share in kept:
+        total.index_add_(0, share.inside, share.weight)
+    torch.testing.assert_close(total, torch.ones(2))
+    by = {share.by: share for share in kept}
+    assert by["heavy"].inside.tolist() == [0, 1]
+    assert by["light"].inside.tolist() == [1]
+    assert len(kept) == 50

@@ -1,5 +1,6 @@
 """`nnUNetv2_swipe_predict`, in this process and with narrow networks, beside `nnUNetv2_predict`."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from nnunet_helpers import (
     ON_CPU,
     REGIONS,
     call_command,
+    edit_json,
     geometry,
     model_folder,
     nnunet_folders,
@@ -182,6 +184,11 @@ def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch
     ("arguments", "message"),
     [
         (("--spacing", 0, 1, 1), "above 0"),
+        (("--spacing", "inf", 1, 1), "above 0"),
+        (("--size", 10000, 10000, 1000, "--save_probabilities"), "GB of memory|GB left"),
+        (("--like", "oblique.nii.gz", "--save_uncertainty"), "oblique to .*_0000.nii.gz"),
+        (("-o", "file/below"), "file/below"),
+        (("-npp", -1), "-npp is -1"),
         (("--size", 4, 4), "a volume takes three"),
         (("--size", 100000, 100000, 100000), "GB"),
         (("--like", "nowhere.nii.gz"), "nowhere.nii.gz does not exist"),
@@ -200,6 +207,11 @@ def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch
     ids=str,
 )
 def test_bad_input_is_named_before_the_first_case(root, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    image = sitk.ReadImage(str(image_of(root, ABDOMEN)))
+    image.SetDirection((0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0))
+    sitk.WriteImage(image, "oblique.nii.gz")
     if "cuda" in arguments:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(EncodedImage, "__init__", lambda *_, **__: pytest.fail("a case was begun"))
@@ -208,6 +220,19 @@ def test_bad_input_is_named_before_the_first_case(root, tmp_path, capsys, monkey
     error = capsys.readouterr().err
     assert error.startswith("nnUNetv2_swipe_predict: ")
     assert re.search(message, error)
+
+
+def test_a_missing_file_of_a_channel_is_named_before_the_first_case(root, tmp_path, capsys, monkeypatch):
+    """Of a model of two channels."""
+    monkeypatch.setattr(EncodedImage, "__init__", lambda *_, **__: pytest.fail("a case was begun"))
+    model = tmp_path / "results" / ABDOMEN / model_folder(root, ABDOMEN).name
+    shutil.copytree(model_folder(root, ABDOMEN), model)
+    edit_json(model / "dataset.json", lambda dataset: dataset.update(channel_names={"0": "CT", "1": "PET"}))
+    predictor = SwIPEPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.configuration_manager = predictor_of(root, ABDOMEN).configuration_manager
+    predictor.dataset_json = json.loads((model / "dataset.json").read_text())
+    with pytest.raises(ValueError, match=r"found 1 of the 2 channels \(CT, PET\). Is the file"):
+        predictor.cases(str(images_of(root, ABDOMEN)))
 
 
 def test_a_missing_channel_is_named(root, tmp_path, capsys):
@@ -236,7 +261,7 @@ def test_uncertainty_lies_beside_the_labels(root, tmp_path):
     whole = tmp_path / "all" / "uncertainty" / labels.name
     np.testing.assert_allclose(geometry(whole), geometry(labels), rtol=1e-5, atol=1e-4)
     parts = []
-    sources = ("labels", "patches", "folds")  # there is no mirroring
+    sources = ("label", "patches", "folds")  # there is no mirroring
     swipe_predict(root, tmp_path / "parts", "--save_uncertainty", *sources, folds=(0, 1))
     for source in sources:
         parts.append(read_labels(tmp_path / "parts" / source / labels.name))
@@ -283,7 +308,8 @@ def test_benchmark_of_grids(root):
     cases = sorted(f.name.removesuffix(".nii.gz") for f in (root / "nnUNet_raw" / ABDOMEN / "labelsTr").iterdir())[:2]
     result = measure_grid(model_folder(root, ABDOMEN), [0], cases, torch.device("cpu"))
     assert result["dice"]["between"] > result["dice"]["nnU-Net"]
-    assert set(result["AUROC"]) == {"all variances", *UNCERTAINTIES, "entropy of a single own-patch pass"}
+    entropy = "entropy of a single own-patch pass"
+    assert set(result["AUROC"]) == {"all variances", "patches, mirroring and folds", *UNCERTAINTIES, entropy}
     assert result["AUROC"]["folds"] == 0.5  # there is one
     assert f"{result['dice']['between']:.4f}" in report(result)
 
@@ -292,6 +318,7 @@ def test_in_python(root):
     """Encoded once, asked twice."""
     image = predictor_of(root, ABDOMEN).encode([image_of(root, ABDOMEN)])
     labels = image.labels()
+    np.testing.assert_array_equal(predictor_of(root, ABDOMEN).encode(image_of(root, ABDOMEN)).labels(), labels)
     index = np.argwhere(labels > 0)[::37]
     probabilities = image.query(image.grid.position_of(index.astype(float)))
     assert np.mean(probabilities.argmax(1) == labels[tuple(index.T)]) > 0.99

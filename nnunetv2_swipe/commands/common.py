@@ -18,10 +18,10 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace],
     arguments = parser.parse_args()
     try:
         command(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, AssertionError, MemoryError) as error:  # nnU-Net asserts
         if arguments.verbose:
             raise
-        parser.exit(1, f"{parser.prog}: {error}\n")
+        parser.exit(1, f"{parser.prog}: {error or type(error).__name__}\n")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, written: str) -> None:

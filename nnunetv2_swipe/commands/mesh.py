@@ -1,6 +1,7 @@
 """`nnUNetv2_swipe_mesh`: closed surfaces of every class, in millimetres of the patient."""
 
 import argparse
+import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ def write_meshes(arguments: argparse.Namespace) -> None:
         ValueError: Something of the input cannot be used; it is named.
         OSError: A folder cannot be read or written.
     """
-    if arguments.spacing is not None and not arguments.spacing > 0:
+    if arguments.spacing is not None and not 0 < arguments.spacing < math.inf:
         raise ValueError(f"--spacing is {arguments.spacing}; it must be above 0.")
     predictor = make_predictor(arguments)
     unknown = [name for name in arguments.classes or () if name not in predictor.channels]
@@ -41,11 +42,12 @@ def write_meshes(arguments: argparse.Namespace) -> None:
         if min(image.grid.shape) == 1:
             raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
         for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
+            file = Path(arguments.o) / f"{case}_{name.replace(os.sep, '_')}.{arguments.format}"
             if len(mesh.faces) == 0:
                 tqdm.write(f"{case} holds no {name}.")
+                file.unlink(missing_ok=True)  # of an earlier run
                 continue
-            file = f"{case}_{name.replace(os.sep, '_')}.{arguments.format}"
-            write_mesh(mesh, Path(arguments.o) / file, ras=arguments.coordinates == "RAS")
+            write_mesh(mesh, file, ras=arguments.coordinates == "RAS")
 
 
 def write_mesh(mesh: Mesh, file: Path, *, ras: bool = False) -> None:

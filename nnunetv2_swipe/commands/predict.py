@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
-from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
+from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
@@ -27,6 +27,9 @@ def predict(arguments: argparse.Namespace) -> None:
     """
     if not 0 <= arguments.part_id < arguments.num_parts:
         raise ValueError(f"-part_id is {arguments.part_id}; with -num_parts {arguments.num_parts} it counts from 0.")
+    for name in ("npp", "nps"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"-{name} is {getattr(arguments, name)}; it must be 0 or more.")
     predictor = make_predictor(arguments)
     predictor.uncertainties = _uncertainties(arguments)
     predictor.output_grid = _output_grid(arguments, predictor)
@@ -51,7 +54,7 @@ def _uncertainties(arguments: argparse.Namespace) -> tuple[str, ...]:
         raise ValueError("--save_uncertainty mirroring: there is no mirroring with --disable_tta.")
     if "folds" in arguments.save_uncertainty and len(arguments.f) == 1:
         raise ValueError("--save_uncertainty folds: name several folds by -f.")
-    return tuple(dict.fromkeys(arguments.save_uncertainty)) or ("uncertainty",)
+    return tuple(dict.fromkeys(arguments.save_uncertainty)) or (TOTAL_UNCERTAINTY,)
 
 
 def _output_grid(arguments: argparse.Namespace, predictor: SwIPEPredictor) -> OutputGrid:

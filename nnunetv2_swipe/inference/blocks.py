@@ -10,11 +10,13 @@ from nnunetv2_swipe.config import SwIPEConfig
 from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder
 from nnunetv2_swipe.network.coordinates import flat_index, unravel
 
-_NEGLIGIBLE = 0.01
+_NEGLIGIBLE = 0.03
 """Share of a position's weight below which a tile is left out: in 3D half of the tiles, hardly a change of logits."""
 
-UNCERTAINTIES = ("labels", "patches", "mirroring", "folds")
-"""What varies: labels, given their probabilities; and these, over nearest patches, mirrored passes and folds."""
+UNCERTAINTIES = ("label", "patches", "mirroring", "folds")
+"""What varies: the label, given its probabilities; and these, over nearest patches, mirrored passes and folds."""
+TOTAL_UNCERTAINTY = "uncertainty"
+"""Their sum."""
 
 
 class Share(NamedTuple):
@@ -32,17 +34,19 @@ class Share(NamedTuple):
 
 def relevant(shares: Sequence[Share], n: int) -> Iterator[Share]:
     """Shares in each of n positions that are not negligible, their weights adding up to one."""
-    for negligible in (_NEGLIGIBLE, 0.0):
-        total = torch.zeros(n, device=shares[0].weight.device)
-        for share in shares:
-            total.index_add_(0, share.inside, share.weight)
-        weights = [share.weight / total[share.inside] for share in shares]
-        chosen = [weight > negligible for weight in weights]
-        shares = [
-            Share(share.inside[c], share.within[c], weight[c], share.by)
-            for share, weight, c in zip(shares, weights, chosen, strict=True)
-        ]
-    yield from (share for share in shares if len(share.inside))
+    total, largest = torch.zeros(2, n, device=shares[0].weight.device)
+    for share in shares:
+        total.index_add_(0, share.inside, share.weight)
+        largest[share.inside] = torch.maximum(largest[share.inside], share.weight)
+    least = torch.minimum(_NEGLIGIBLE * total, largest / 2)  # where many tiles overlap all have little
+    chosen = [share.weight > least[share.inside] for share in shares]
+    kept = [Share(s.inside[c], s.within[c], s.weight[c], s.by) for s, c in zip(shares, chosen, strict=True)]
+    total.zero_()
+    for share in kept:
+        total.index_add_(0, share.inside, share.weight)
+    for share in kept:
+        if len(share.inside):
+            yield share._replace(weight=share.weight / total[share.inside])
 
 
 class TilePart(NamedTuple):

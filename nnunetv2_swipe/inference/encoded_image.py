@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
 from nnunetv2_swipe.inference.geometry import Grid, Placement, box_around, grid_of_image, place
+from nnunetv2_swipe.inference.output_grid import require_memory
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 from nnunetv2_swipe.inference.tiles import TiledImage
 from nnunetv2_swipe.labels import as_tuple, named_structures
@@ -160,7 +161,11 @@ class EncodedImage:
                 raise ValueError(f"There is no class {name!r}; there are {', '.join(self.channels)}.")
         if min(self.grid.shape) == 1:
             raise ValueError("An image of one slice has no surfaces.")
-        grid = self.grid.with_spacing((spacing_mm or min(self.grid.spacing),) * 3)
+        spacing = min(self.grid.spacing) if spacing_mm is None else spacing_mm
+        if not 0 < spacing < math.inf:
+            raise ValueError(f"The spacing of a surface's cells is {spacing}; it must be above 0.")
+        grid = self.grid.with_spacing((spacing,) * 3)
+        require_memory(5 * math.prod(grid.shape), f"The field of a surface in cells of {spacing} mm")
         labels = None if self._labels.has_regions else self.labels(grid)
         for name in names:
             channel = self.channels[name]

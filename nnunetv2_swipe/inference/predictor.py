@@ -17,11 +17,11 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
+from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
-from nnunetv2_swipe.inference.geometry import Grid, grid_of_image, properties_on_grid
-from nnunetv2_swipe.inference.output_grid import OutputGrid
+from nnunetv2_swipe.inference.geometry import Grid, grid_of_image, place, properties_on_grid
+from nnunetv2_swipe.inference.output_grid import OutputGrid, require_memory
 from nnunetv2_swipe.inference.tiles import swipe_network
 
 
@@ -32,8 +32,8 @@ class SwIPEPredictor(nnUNetPredictor):
 
     Args:
         output_grid: The grid of what is written; default: that of each image.
-        uncertainties: Names of maps to write, each to a folder of its name: those of `UNCERTAINTIES`, or "uncertainty",
-            their sum.
+        uncertainties: Names of maps to write, each to a folder of its name: those of `UNCERTAINTIES`, or
+            `TOTAL_UNCERTAINTY`, their sum.
         options: Those of `nnUNetPredictor`.
     """
 
@@ -58,19 +58,23 @@ class SwIPEPredictor(nnUNetPredictor):
         swipe_network(self)
 
     def encode(
-        self, image_files: Sequence[str | Path], previous_stage: str | Path | None = None, *, keep: bool = True
+        self,
+        image_files: str | Path | Sequence[str | Path],
+        previous_stage: str | Path | None = None,
+        *,
+        keep: bool = True,
     ) -> EncodedImage:
         """Encode a case, to be asked for labels at any positions and on any grids.
 
         Args:
-            image_files: One file for each channel, in their order.
+            image_files: One file for each channel, in their order; of one channel also the file itself.
             previous_stage: Of a cascade, the previous stage's label map.
             keep: See `EncodedImage`.
 
         Raises:
             ValueError: Files are missing or cannot be read, or the previous stage is.
         """
-        files = list(map(str, image_files))
+        files = [str(image_files)] if isinstance(image_files, (str, Path)) else list(map(str, image_files))
         previous = None if previous_stage is None else str(previous_stage)
         self._check_case(files, previous)
         return EncodedImage(self, *self._preprocess(files, previous), keep=keep)
@@ -167,7 +171,7 @@ class SwIPEPredictor(nnUNetPredictor):
         for files, segmentation in zip(images, previous, strict=True):
             self._check_case(files, segmentation)
         if outputs:
-            self._check_space(images, Path(outputs[0]).parent)
+            self._check_outputs(images, Path(outputs[0]).parent, save_probabilities=save_probabilities)
         return images, outputs, previous
 
     def _is_predicted(self, output: Path, save_probabilities: bool) -> bool:
@@ -192,18 +196,33 @@ class SwIPEPredictor(nnUNetPredictor):
         if previous_stage is None or not Path(previous_stage).is_file():
             raise ValueError(f"{files[0]}: the previous stage's label map {previous_stage or ''} is missing.")
 
-    def _check_space(self, images: Sequence[list[str]], folder: Path) -> None:
-        """ValueError if the largest label map of another grid than the images' does not fit on the disk."""
-        if self.output_grid == OutputGrid():
-            return
-        boxes = [box for box in (_box_of_file(f[0]) for f in images) if box is not None]
-        needed = max((math.prod(self.output_grid.of(box).shape) for box in boxes), default=0)
+    def _check_outputs(self, images: Sequence[list[str]], folder: Path, *, save_probabilities: bool) -> None:
+        """ValueError if the largest output does not fit on the disk or in memory, or cannot be decoded on its grid."""
+        n_voxels = 0
+        for files in images:
+            image = _grid_of_file(files[0])
+            if image is None:
+                continue
+            grid = self.output_grid.of(image)
+            n_voxels = max(n_voxels, math.prod(grid.shape))
+            if self.uncertainties and not _is_parallel(grid, image):
+                raise ValueError(
+                    f"The grid of the output is oblique to {files[0]}; --save_uncertainty works on grids parallel to the "
+                    "image only."
+                )
+        labels = 1 if len(self.label_manager.foreground_labels) < 255 else 2
+        in_memory = 4 * self.label_manager.num_segmentation_heads if save_probabilities else 0
+        on_disk = labels + in_memory + 4 * len(self.uncertainties)
+        if self.uncertainties:
+            in_memory += 4 * (len(UNCERTAINTIES) + 1)
         free = shutil.disk_usage(folder).free
-        if needed > free:
+        # files are compressed, so those that would hardly fit may
+        if self.output_grid != OutputGrid() and n_voxels * on_disk > free:
             raise ValueError(
-                f"A label map would take up to {needed / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB left. "
-                "Ask for a coarser grid, or free space."
+                f"The output of a case would take up to {n_voxels * on_disk / 1e9:,.1f} GB, but {folder} has "
+                f"{free / 1e9:,.1f} GB left. Ask for a coarser grid, or free space."
             )
+        require_memory(n_voxels * in_memory, "Probabilities or uncertainty of a case")
 
     def _internal_get_data_iterator_from_lists_of_filenames(
         self,
@@ -304,7 +323,7 @@ class SwIPEPredictor(nnUNetPredictor):
             if self.uncertainties:
                 maps = image.uncertainty(grid)
                 for name in self.uncertainties:
-                    values = maps.sum(0) if name == "uncertainty" else maps[UNCERTAINTIES.index(name)]
+                    values = maps.sum(0) if name == TOTAL_UNCERTAINTY else maps[UNCERTAINTIES.index(name)]
                     files.write_map(name, values, grid)
             if save_probabilities:
                 labels, probabilities = self._labels_and_probabilities(image, grid)
@@ -345,11 +364,21 @@ def _header(file: str) -> sitk.ImageFileReader | None:
     return reader
 
 
-def _box_of_file(file: str) -> Grid | None:
-    """A grid of an image's size and spacing, from the header of its file."""
+def _grid_of_file(file: str) -> Grid | None:
+    """The grid of an image, but for the order of its axes, from the header of its file."""
     header = _header(file)
     if header is None:
         return None
-    spacing, size = header.GetSpacing()[:3], header.GetSize()[2::-1]
-    properties = {"sitk_stuff": {"spacing": spacing, "origin": [0.0] * len(spacing), "direction": np.eye(len(spacing))}}
-    return grid_of_image(properties, (1,) * (3 - len(size)) + size)
+    dims = min(3, header.GetDimension())
+    stuff = {
+        "spacing": header.GetSpacing()[:dims],
+        "origin": header.GetOrigin()[:dims],
+        "direction": np.reshape(header.GetDirection(), (header.GetDimension(),) * 2)[:dims, :dims],
+    }
+    return grid_of_image({"sitk_stuff": stuff}, (1,) * (3 - dims) + header.GetSize()[dims - 1 :: -1])
+
+
+def _is_parallel(grid: Grid, image: Grid) -> bool:
+    """Whether the axes of a grid are those of an image."""
+    box = [[0, n] for n in image.shape]
+    return place(grid, image, transpose=(0, 1, 2), bbox=box, shape=image.shape).is_lattice(grid.shape)

@@ -11,7 +11,7 @@ from nnunetv2_swipe.inference.geometry import Grid
 LEVEL = 0.5
 """Probability on the surface."""
 _REFINEMENTS = 8
-"""Steps towards the surface, each nearer by a factor of two or more on average."""
+"""Steps towards the surface."""
 
 Occupancy = Callable[[np.ndarray], np.ndarray]
 """Positions (M, 3) in millimetres -> probabilities (M,)."""
@@ -56,8 +56,8 @@ def extract_mesh(field: np.ndarray, grid: Grid, occupancy: Occupancy | None = No
 def _refined(vertices: np.ndarray, field: np.ndarray, occupancy: Occupancy) -> np.ndarray:
     """Vertices (V, 3) in voxels, each moved along its edge of the grid to where the occupancy is one half.
 
-    By the Illinois method, between the ends of the edge; vertices within a cell, and those that the field does not
-    bracket, stay.
+    By the Illinois method (regula falsi; an end that is kept again has its value halved), between the ends of the edge;
+    vertices within a cell, and those that the field does not bracket, stay.
     """
     between = vertices != vertices.round()
     along = between.astype(float)
@@ -66,14 +66,16 @@ def _refined(vertices: np.ndarray, field: np.ndarray, occupancy: Occupancy) -> n
     moves = np.flatnonzero((between.sum(1) == 1) & (below * above < 0))
     ends, values = np.zeros((2, len(moves))), np.stack((below[moves], above[moves]))
     ends[1] = 1
+    last = np.full(len(moves), -1)  # the end that was replaced before
     for _ in range(_REFINEMENTS):
         t = ends[0] - values[0] * (ends[1] - ends[0]) / (values[1] - values[0])
         found = occupancy(low[moves] + t[:, None] * along[moves]) - LEVEL
         first = (found < 0) == (values[0] < 0)  # of the two ends, the one that is replaced
         for side, replaced in enumerate((first, ~first)):
-            values[1 - side] = np.where(replaced, values[1 - side] / 2, values[1 - side])
+            values[1 - side] = np.where(replaced & (last == side), values[1 - side] / 2, values[1 - side])
             ends[side] = np.where(replaced, t, ends[side])
             values[side] = np.where(replaced, found, values[side])
+        last = np.where(first, 0, 1)
     vertices[moves] = low[moves] + t[:, None] * along[moves]
     return vertices
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
 from nnunetv2_swipe.inference.geometry import Grid, box_around, grid_of_image
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
@@ -28,8 +29,6 @@ from nnunetv2_swipe.report.pictures import (
 from nnunetv2_swipe.report.scores import score_case
 from nnunetv2_swipe.report.structures import Structures, css
 
-UNCERTAINTY_FOLDER = "uncertainty"
-"""Beside label maps, where nnUNetv2_swipe_predict writes it."""
 SURFACE_CELLS = 96
 """Along the longest side of what a surface is looked for in, at most."""
 METRICS = ("Dice", "NSD")
@@ -62,7 +61,7 @@ def read_case(case: Case, reader: BaseReaderWriter, ignore_label: int | None) ->
     image, properties = reader.read_images(list(map(str, case.images)))
     prediction = reader.read_seg(str(case.prediction))[0][0]
     truth = None if case.truth is None else reader.read_seg(str(case.truth))[0][0]
-    file = case.prediction.parent / UNCERTAINTY_FOLDER / f"{case.name}.nii.gz"
+    file = case.prediction.parent / TOTAL_UNCERTAINTY / f"{case.name}.nii.gz"
     uncertainty = sitk.GetArrayFromImage(sitk.ReadImage(str(file))) if file.is_file() else None
     for found, name in ((prediction, case.prediction), (truth, case.truth), (uncertainty, file)):
         if found is not None and found.shape != image.shape[1:]:
@@ -149,11 +148,12 @@ def surfaces_of(volumes: Volumes, encoded: EncodedImage | None, structures: Stru
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         scene={
             "aspectmode": "data",
-            "camera_eye": {"x": 1.5, "y": 1.5, "z": 1.5},
+            "camera_eye": {"x": 1.6, "y": 1.6, "z": 1.2},
             "xaxis_title": "L (mm)",
             "yaxis_title": "P (mm)",
             "zaxis_title": "S (mm)",
         },
+        legend={"orientation": "h", "y": 1},
         showlegend=True,
     )
     return figure

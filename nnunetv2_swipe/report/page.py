@@ -77,7 +77,7 @@ class Report:
     @property
     def in_pixels(self) -> bool:
         """Whether the images are in 2D."""
-        return any(case.is_slice for case in self.cases)
+        return all(case.is_slice for case in self.cases)
 
     def mean(self, metric: str, structure: str | None = None) -> float | None:
         """Over the cases that have it, of one structure or of a case's mean."""
