@@ -1,6 +1,5 @@
 """`nnUNetv2_swipe_predict`, in this process and with narrow networks, beside `nnUNetv2_predict`."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +16,6 @@ from nnunet_helpers import (
     ON_CPU,
     REGIONS,
     call_command,
-    edit_json,
     geometry,
     model_folder,
     nnunet_folders,
@@ -222,15 +220,11 @@ def test_bad_input_is_named_before_the_first_case(root, tmp_path, capsys, monkey
     assert re.search(message, error)
 
 
-def test_a_missing_file_of_a_channel_is_named_before_the_first_case(root, tmp_path, capsys, monkeypatch):
+def test_a_missing_file_of_a_channel_is_named_before_the_first_case(root, monkeypatch):
     """Of a model of two channels."""
     monkeypatch.setattr(EncodedImage, "__init__", lambda *_, **__: pytest.fail("a case was begun"))
-    model = tmp_path / "results" / ABDOMEN / model_folder(root, ABDOMEN).name
-    shutil.copytree(model_folder(root, ABDOMEN), model)
-    edit_json(model / "dataset.json", lambda dataset: dataset.update(channel_names={"0": "CT", "1": "PET"}))
-    predictor = SwIPEPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.configuration_manager = predictor_of(root, ABDOMEN).configuration_manager
-    predictor.dataset_json = json.loads((model / "dataset.json").read_text())
+    predictor = predictor_of(root, ABDOMEN)
+    predictor.dataset_json = predictor.dataset_json | {"channel_names": {"0": "CT", "1": "PET"}}
     with pytest.raises(ValueError, match=r"found 1 of the 2 channels \(CT, PET\). Is the file"):
         predictor.cases(str(images_of(root, ABDOMEN)))
 

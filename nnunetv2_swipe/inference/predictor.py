@@ -207,8 +207,8 @@ class SwIPEPredictor(nnUNetPredictor):
             n_voxels = max(n_voxels, math.prod(grid.shape))
             if self.uncertainties and not _is_parallel(grid, image):
                 raise ValueError(
-                    f"The grid of the output is oblique to {files[0]}; --save_uncertainty works on grids parallel to the "
-                    "image only."
+                    f"The grid of the output is oblique to {files[0]}; --save_uncertainty works on grids parallel to "
+                    "the image only."
                 )
         labels = 1 if len(self.label_manager.foreground_labels) < 255 else 2
         in_memory = 4 * self.label_manager.num_segmentation_heads if save_probabilities else 0
