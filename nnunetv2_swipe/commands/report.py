@@ -41,28 +41,22 @@ def write_report(arguments: argparse.Namespace) -> None:
     _check(arguments, output, of_model=of_model)
     model = folder if of_model else arguments.m and Path(arguments.m)
     dataset, plan_file = (_load(model or folder, name) for name in ("dataset.json", "plans.json"))
-    plans = PlansManager(plan_file)
-    folds = _folds(model, arguments) if model else []
+    plans, folds = PlansManager(plan_file), _folds(model, arguments) if model else []
     if of_model:
         cases = cases_of_model(folder, plans.dataset_name, folds)
     else:
         images, truth = (None if f is None else Path(f) for f in (arguments.i, arguments.truth))
         cases = cases_of_predictions(folder, dataset["file_ending"], images, truth)
-    structures = Structures.of(plans, dataset)
-    description, notes = None, []
-    predictor_of: Callable[[Case], SwIPEPredictor | None] = _none
+    structures, description, notes = Structures.of(plans, dataset), None, []
+    predictor_of = None
     if model:
-        load = _loader(model, folds, arguments)
-        predictor = load(cases[0].fold)
-        description = describe_model(
-            predictor, {fold: model / f"fold_{fold}" / arguments.chk for fold in folds}, structures, cases
-        )
+        predictor_of = _predictors(model, folds, arguments)
+        predictor = predictor_of(cases[0])
+        checkpoints = {fold: model / f"fold_{fold}" / arguments.chk for fold in folds}
+        description = describe_model(predictor, checkpoints, structures, cases)
         if predictor.configuration_manager.previous_stage_name:
-            notes.append(
-                "The second stage of a cascade: without what the model itself would say (uncertainty, attention)."
-            )
-        else:
-            predictor_of = lambda case: load(case.fold)  # noqa: E731
+            predictor_of = None
+            notes.append("The second stage of a cascade: without what the model would say (uncertainty, attention).")
         if of_model and "all" in folds:
             notes.append("Fold all was trained on the cases that are shown.")
     rows = case_rows(
@@ -73,8 +67,8 @@ def write_report(arguments: argparse.Namespace) -> None:
         details=arguments.cases,
         quiet=arguments.disable_progress_bar,
     )
-    name = " / ".join((plans.dataset_name, folder.resolve().name))
-    write_page(Report(name, structures, rows, description, notes), output)
+    title = " / ".join((plans.dataset_name, folder.resolve().name))
+    write_page(Report(title, structures, rows, description, notes), output)
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.0f} MB)")
 
 
@@ -111,12 +105,8 @@ def _folds(model: Path, arguments: argparse.Namespace) -> list[str]:
     return folds
 
 
-def _none(_: Case) -> None:
-    """Without a model."""
-
-
-def _loader(model: Path, folds: Sequence[str], arguments: argparse.Namespace) -> Callable[[str | None], SwIPEPredictor]:
-    """Loads the model of a fold, or of all folds."""
+def _predictors(model: Path, folds: Sequence[str], arguments: argparse.Namespace) -> Callable[[Case], SwIPEPredictor]:
+    """The model for every case: the fold that it validates, else all of them."""
     device = choose_device(arguments.device)
 
     @cache
@@ -126,7 +116,7 @@ def _loader(model: Path, folds: Sequence[str], arguments: argparse.Namespace) ->
         predictor.initialize_from_trained_model_folder(str(model), used, arguments.chk)
         return predictor
 
-    return load
+    return lambda case: load(case.fold)
 
 
 def _parser() -> argparse.ArgumentParser:

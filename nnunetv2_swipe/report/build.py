@@ -27,7 +27,7 @@ def case_rows(
     cases: Sequence[Case],
     reader: BaseReaderWriter,
     structures: Structures,
-    predictor_of: Callable[[Case], SwIPEPredictor | None],
+    predictor_of: Callable[[Case], SwIPEPredictor] | None,
     *,
     details: int,
     quiet: bool = False,
@@ -38,7 +38,7 @@ def case_rows(
         cases: The cases.
         reader: Of their files.
         structures: Their classes or regions.
-        predictor_of: The model that predicts a case, if there is one.
+        predictor_of: The model that predicts a case, if it can be asked.
         details: How many are shown.
         quiet: Without progress bars.
 
@@ -55,9 +55,9 @@ def case_rows(
         rows.append(CaseRow(case, scores_of(volumes, structures), volumes.is_slice))
     ordered = worst_first(rows)
     for row in tqdm(ordered[:details], desc="Drawing", unit="case", disable=quiet):
-        volumes, predictor = read(row.case), predictor_of(row.case)
+        volumes = read(row.case)
         keep = volumes.prediction.size <= LARGE
-        encoded = None if predictor is None else predictor.encode(row.case.images, keep=keep)
+        encoded = None if predictor_of is None else predictor_of(row.case).encode(row.case.images, keep=keep)
         row.view = slices_of(volumes, encoded, structures)
         row.surfaces = surfaces_of(volumes, encoded if keep else None, structures)
     return ordered
