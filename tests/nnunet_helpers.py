@@ -197,21 +197,7 @@ def run_python(code, *arguments, variables, timeout=300):
 
 
 def _run(command, variables, timeout):
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("nnUNet_", "NNUNETV2_SWIPE", "SWIPE_")) or name == "SWIPE_AMP"
-    }
-    if _path_of_bare_checkout() is not None:
-        environment["PYTHONPATH"] = _path_of_bare_checkout()
-    process = subprocess.Popen(
-        command,
-        env=environment | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(command, variables)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -220,6 +206,25 @@ def _run(command, variables, timeout):
         pytest.fail(f"{command} took more than {timeout} s:\n{output[-4000:]}")
     assert process.returncode == 0, f"{command} failed:\n{output[-6000:]}"
     return output
+
+
+def start(command, variables):
+    """Start a command, likewise, in a process group of its own."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("nnUNet_", "NNUNETV2_SWIPE", "SWIPE_")) or name == "SWIPE_AMP"
+    }
+    if _path_of_bare_checkout() is not None:
+        environment["PYTHONPATH"] = _path_of_bare_checkout()
+    return subprocess.Popen(
+        command,
+        env=environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def train_models(folder):

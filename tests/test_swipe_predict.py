@@ -1,7 +1,12 @@
 """`nnUNetv2_swipe_predict`, in this process and with narrow networks, beside `nnUNetv2_predict`."""
 
+import os
 import re
 import shutil
+import signal
+import sys
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +14,10 @@ import pytest
 import pyvista
 import SimpleITK as sitk
 import torch
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunet_helpers import (
     ABDOMEN,
+    FOLDERS,
     FUNDUS,
     MODEL,
     ON_CPU,
@@ -20,7 +27,9 @@ from nnunet_helpers import (
     model_folder,
     nnunet_folders,
     read_labels,
+    start,
 )
+from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from PIL import Image
 
 from benchmark_grid import measure_grid, report
@@ -163,6 +172,53 @@ def test_what_is_there_is_kept_and_what_was_cut_off_is_made_again(root, tmp_path
     swipe_predict(root, output, *arguments, source=images)
     assert first.read_bytes() != b"kept"  # a map of it was missing
     assert (output / f"{second.name.removesuffix('.nii.gz')}.npz").read_text() == "kept"
+
+
+def test_a_killed_run_leaves_whole_files_and_goes_on(root, tmp_path):
+    source, output = root / "nnUNet_raw" / ABDOMEN / "imagesTr", tmp_path / "out"
+    code = "from nnunetv2_swipe import autoload as a; a.install(); from nnunetv2_swipe.commands.predict import main; main()"
+    arguments = ("-i", source, "-o", output, "-d", ABDOMEN, "-c", "3d_fullres", "-f", 0, *MODEL, *ON_CPU, *OURS)
+    folders = {name: str(root / name) for name in FOLDERS}
+    process = start([sys.executable, "-c", code, *map(str, arguments)], folders | {"SWIPE_AMP": "off"})
+    while not list(output.glob("*.nii.gz")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {file: read_labels(file) for file in output.glob("*.nii.gz")}  # all can be read
+    written = {file: file.stat().st_mtime_ns for file in before}
+    files = swipe_predict(root, output, "--continue_prediction", source=source)
+    assert len(files) == len(list(source.iterdir())) > len(before)
+    assert {file: file.stat().st_mtime_ns for file in before} == written
+    assert not list(output.glob(".unfinished*"))
+
+
+def test_postprocessing(root, tmp_path):
+    """nnU-Net's command takes our label maps."""
+    (labels,) = swipe_predict(root, tmp_path / "in")
+    steps = ([remove_all_but_largest_component_from_segmentation], [{"labels_or_regions": 1}])
+    save_pickle(steps, str(tmp_path / "steps.pkl"))
+    files = ("-pp_pkl_file", tmp_path / "steps.pkl", "-np", 1)
+    call_command("nnUNetv2_apply_postprocessing", "-i", tmp_path / "in", "-o", tmp_path / "out", *files)
+    (processed,) = (tmp_path / "out").glob("*.nii.gz")
+    before, after = read_labels(labels), read_labels(processed)
+    assert 0 < (after == 1).sum() < (before == 1).sum()
+    np.testing.assert_array_equal(after == 2, before == 2)
+
+
+def test_what_is_outside_the_images_is_warned_of_once(root, tmp_path):
+    image = sitk.ReadImage(str(image_of(root, ABDOMEN)))
+    image.SetOrigin((1e4, 0.0, 0.0))
+    sitk.WriteImage(image, str(tmp_path / "elsewhere.nii.gz"))
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in sorted((root / "nnUNet_raw" / ABDOMEN / "imagesTr").iterdir())[:2]:
+        shutil.copy(file, images)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        files = swipe_predict(root, tmp_path / "out", "--like", tmp_path / "elsewhere.nii.gz", source=images)
+    assert sum("beyond the image" in str(warning.message) for warning in caught) == 1
+    assert not any(read_labels(file).any() for file in files)
 
 
 def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch, capsys):
