@@ -176,7 +176,9 @@ def test_what_is_there_is_kept_and_what_was_cut_off_is_made_again(root, tmp_path
 
 def test_a_killed_run_leaves_whole_files_and_goes_on(root, tmp_path):
     source, output = root / "nnUNet_raw" / ABDOMEN / "imagesTr", tmp_path / "out"
-    code = "from nnunetv2_swipe import autoload as a; a.install(); from nnunetv2_swipe.commands.predict import main; main()"
+    code = (
+        "from nnunetv2_swipe import autoload; autoload.install(); import nnunetv2_swipe.commands.predict as p; p.main()"
+    )
     arguments = ("-i", source, "-o", output, "-d", ABDOMEN, "-c", "3d_fullres", "-f", 0, *MODEL, *ON_CPU, *OURS)
     folders = {name: str(root / name) for name in FOLDERS}
     process = start([sys.executable, "-c", code, *map(str, arguments)], folders | {"SWIPE_AMP": "off"})
