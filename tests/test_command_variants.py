@@ -249,7 +249,9 @@ def test_cascade(models, images, tmp_path):
     fixed = ("-i", images, "-d", NUMBER, "-c", "3d_cascade_fullres", "-f", 0, "-npp", 2, "-nps", 2, *model, *ON_CPU)
     ours = tmp_path / "ours"
     call_command("nnUNetv2_swipe_predict", *fixed, "-o", ours, *options, function=predict_main)
-    assert np.mean(read_labels(ours / labels.name) == read_labels(labels)) > 0.9
+    assert (
+        np.mean(read_labels(ours / labels.name) == read_labels(labels)) > 0.7
+    )  # noise of a network that learnt nothing
     page = tmp_path / "report.html"
     call_command("nnUNetv2_swipe_report", fold.parent, "-o", page, "-f", 0, "--cases", 1, *ON_CPU, function=report_main)
     assert '"name":"Error"' in page.read_text()
