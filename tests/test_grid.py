@@ -7,6 +7,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
+from nnunetv2_swipe.inference import blocks
 from nnunetv2_swipe.inference.grid import predict_logits_on_grid
 
 CPU = torch.device("cpu")
@@ -48,8 +49,9 @@ def close(a, b, tolerance=1e-4):
 @pytest.mark.parametrize("mirrored", [(), (0, 1)])
 @pytest.mark.parametrize("folds", [1, 2])
 @pytest.mark.parametrize("gaussian", [True, False])
-def test_on_the_images_grid_it_is_nnunets_sliding_window(predicted, tile, size, mirrored, folds, gaussian):
-    """nnU-Net sums in half precision, in which its Gaussian vanishes in the corners of tiles."""
+def test_on_the_images_grid_it_is_nnunets_sliding_window(predicted, monkeypatch, tile, size, mirrored, folds, gaussian):
+    """All tiles used. nnU-Net sums in half precision, in which its Gaussian vanishes in the corners of tiles."""
+    monkeypatch.setattr(blocks, "_NEGLIGIBLE", 0.0)
     predictor, image = predicted(tile, size, mirrored=mirrored, folds=folds)
     predictor.use_gaussian = gaussian
     found = predict_logits_on_grid(predictor, image, size)
@@ -57,6 +59,17 @@ def test_on_the_images_grid_it_is_nnunets_sliding_window(predicted, tile, size, 
     assert expected.flatten(1).std(-1).min() > 1
     difference = (found - expected).abs() / expected.std()
     assert difference.quantile(0.95 if gaussian else 1.0) < 0.02
+
+
+@pytest.mark.parametrize(("tile", "size"), IMAGES.values(), ids=IMAGES)
+def test_tiles_of_little_weight_hardly_count(predicted, tile, size):
+    """Even those of a network that says something else in every tile."""
+    predictor, image = predicted(tile, size)
+    predictor.use_gaussian = True
+    found = predict_logits_on_grid(predictor, image, size)
+    expected = predictor.predict_logits_from_preprocessed_data(image).float()
+    assert ((found - expected).abs() / expected.std()).mean() < 0.02
+    assert (found.argmax(0) == expected.argmax(0)).float().mean() > 0.98
 
 
 @pytest.mark.parametrize(("tile", "size"), IMAGES.values(), ids=IMAGES)
