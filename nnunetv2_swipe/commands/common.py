@@ -21,7 +21,7 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace],
     except (ValueError, OSError, RuntimeError, AssertionError, MemoryError) as error:  # nnU-Net asserts
         if arguments.verbose:
             raise
-        parser.exit(1, f"{parser.prog}: {error or type(error).__name__}\n")
+        parser.exit(1, f"{parser.prog}: {str(error) or type(error).__name__}\n")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, written: str) -> None:

@@ -113,12 +113,12 @@ class Block:
 
     def _moments(self, decoder: LatticeDecoder, number: Tensor) -> tuple[Tensor, Tensor]:
         """Mean probabilities (M, K) over the nearest patches, and the mean (M,) of their squares' sum over classes."""
-        mean, square = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        first, square = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for logits, weight in decoder.of_nearest(number):
             p = logits.sigmoid() if self._regions else logits.softmax(1)
-            mean = mean + weight[:, None] * p
+            first = first + weight[:, None] * p
             square = square + weight * p.square().sum(1)
-        return mean, square
+        return first, square
 
     def _decode(self, index: Tensor, decode: Callable[[LatticeDecoder, Tensor], Tensor]) -> Tensor:
         return self._over_tiles(index, self._num_classes, lambda by, number: mean(decode(d, number) for d in by))

@@ -33,6 +33,11 @@ class _Tile(NamedTuple):
     start: tuple[int, ...]
     end: tuple[int, ...]
 
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """Where it is in the image, (channels, z, y, x)."""
+        return (slice(None), *[slice(a, b) for a, b in zip(self.start, self.end, strict=True)])
+
 
 class _Pass(NamedTuple):
     """A tile as one fold sees it, mirrored along some of the network's axes."""
@@ -186,21 +191,19 @@ class TiledImage:
         total = torch.zeros(len(self.config.strides), *self._image.shape[1:])
         count = torch.zeros(self._image.shape[1:])
         for tile in self._tiles:
-            box = (slice(None), *[slice(a, b) for a, b in zip(tile.start, tile.end, strict=True)])
             for network in self._networks:
                 embeddings = network.encode(self._crop(tile))
                 if embeddings.attention is None:
                     return None
                 weights = _of_voxels(embeddings.attention[0], self.config.patch_size, embeddings.size)
-                total[box] += weights.view_as(total[box])
-                count[box[1:]] += 1
+                total[tile.box] += weights.view_as(total[tile.box])
+                count[tile.box[1:]] += 1
         inside = (slice(None), *[slice(p, p + n) for p, n in zip(self._padding.tolist(), self.shape, strict=True)])
         return total.div_(count)[inside]
 
     def _crop(self, tile: _Tile) -> Tensor:
         """What the network sees of a tile, (1, channels, *crop)."""
-        box = (slice(None), *[slice(a, b) for a, b in zip(tile.start, tile.end, strict=True)])
-        crop = self._image[box][None].to(self.device)
+        crop = self._image[tile.box][None].to(self.device)
         return crop.squeeze(2) if self.config.dims == 2 else crop
 
     def _parts_in_tiles(self, positions: Sequence[Tensor]) -> Iterator[TilePart]:
