@@ -103,7 +103,7 @@ class Interpolated:
     def __init__(self, _, image, **__):
         self.image, self.shape = image, tuple(image.shape[1:])
 
-    def blocks(self, positions):
+    def blocks(self, positions, **_):
         return [tuple(slice(0, len(p)) for p in positions)]
 
     def decode_lattice(self, positions, *, labels_only=False):

@@ -165,9 +165,9 @@ def test_variances_add_up(tiled, tile):
         by_pass = []
         for part in (p for p in image.passes(one) if p.network is network):
             mirrored = torch.stack([part.mirror(axis, p) for axis, p in enumerate(points.unbind(1))], 1)
-            patches, weights = nearest_patches(mirrored, image.config.patch_size, part.embeddings.patch.shape[1:-1])
+            patches, weights = nearest_patches(mirrored, image.config.patch_size, part.terms.patch.shape[1:-1])
             sample = torch.zeros(len(points), dtype=torch.int64)
-            p = torch.stack([network.decode(part.embeddings, mirrored, sample, each).softmax(1) for each in patches])
+            p = torch.stack([network.decode(part.terms, mirrored, sample, each).softmax(1) for each in patches])
             by_pass.append((weights[..., None] * p).sum(0))
             square = square + (weights[..., None] * p.square()).sum(0)
         by_fold.append(torch.stack(by_pass))
@@ -238,17 +238,16 @@ def test_attention_and_uncertainty_need_a_grid_along_the_image(ellipsoid):
 
 
 def test_negligible_tiles_are_left_out_but_never_all():
-    """Three tiles around the first position, fifty, of little weight each, around the second."""
-    everywhere, second = torch.arange(2), torch.tensor([1])
-    heavy = blocks.Share(everywhere, everywhere, torch.tensor([1.0, 0.02]), "heavy")
-    light = blocks.Share(everywhere, everywhere, torch.tensor([0.01, 0.02]), "light")
-    rest = [blocks.Share(second, second, torch.tensor([0.02]), number) for number in range(48)]
-    kept = list(blocks.relevant([heavy, light, *rest], 2))
-    total = torch.zeros(2)
-    for share in kept:
-        total.index_add_(0, share.inside, share.weight)
-    torch.testing.assert_close(total, torch.ones(2))
-    by = {share.by: share for share in kept}
-    assert by["heavy"].inside.tolist() == [0, 1]
-    assert by["light"].inside.tolist() == [1]
-    assert len(kept) == 50
+    """Around the first position two tiles, one of them of little weight; around the second fifty, all of little."""
+    weights = torch.zeros(50, 2)
+    weights[:2, 0] = torch.tensor([1.0, 0.01])
+    weights[:, 1] = 0.02
+    asked = {}
+
+    def values(tile, chosen):
+        asked[tile] = chosen.tolist()
+        return torch.full((len(chosen), 1), float(tile))
+
+    found = blocks.mean_over_tiles(weights, 1, values)
+    torch.testing.assert_close(found[:, 0], torch.tensor([0.0, 24.5]))
+    assert asked == {0: [0, 1], **{tile: [1] for tile in range(1, 50)}}

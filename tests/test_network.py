@@ -158,10 +158,11 @@ class TestEvaluation:
 
     def test_dropout_is_for_training(self, evaluated):
         network, _, embeddings = evaluated((8, 8), dropout=0.5)
+        terms = network.first_layer(embeddings)
         points, sample = random_points((8, 8), 2)
-        assert torch.equal(network.decode(embeddings, points, sample), network.decode(embeddings, points, sample))
+        assert torch.equal(network.decode(terms, points, sample), network.decode(terms, points, sample))
         network.train()
-        assert not torch.equal(network.decode(embeddings, points, sample), network.decode(embeddings, points, sample))
+        assert not torch.equal(network.decode(terms, points, sample), network.decode(terms, points, sample))
 
 
 class TestDropout:
@@ -202,11 +203,12 @@ class TestDecoding:
     )  # fmt: skip
     def test_dense_logits_are_those_at_voxel_centres(self, evaluated, size, decoding, changes):
         network, x, embeddings = evaluated(size, decoding=decoding, **changes)
+        terms = network.first_layer(embeddings)
         decode = network.decode_blended if decoding == "blended" else network.decode
         voxels = voxel_centres(size)
         dense = network(x)
         for b in range(2):
-            found = decode(embeddings, voxels, torch.full((len(voxels),), b))
+            found = decode(terms, voxels, torch.full((len(voxels),), b))
             close(found, dense[b].flatten(1).T)
 
     @pytest.mark.parametrize("mise_levels", [0, 2])
@@ -216,13 +218,14 @@ class TestDecoding:
         """Finer, coarser, backwards, between voxel centres; with MISE, refined everywhere."""
         size = (13, 9, 6)[:n_axes]
         network, _, embeddings = evaluated(size, decoding=decoding, mise_levels=mise_levels, mise_margin=1e9)
+        terms = network.first_layer(embeddings)
         lattice = [torch.arange(0, 12, 0.4), torch.arange(8.0, -1, -3), torch.tensor([0.3, 2.8])][:n_axes]
         positions = torch.cartesian_prod(*lattice)
         found = network.decode_dense(embeddings, lattice)
         assert found.shape == (2, 3, *map(len, lattice))
         decode = network.decode_blended if decoding == "blended" else network.decode
         for b in range(2):
-            expected = decode(embeddings, positions, torch.full((len(positions),), b))
+            expected = decode(terms, positions, torch.full((len(positions),), b))
             close(found[b].flatten(1).T, expected)
 
     @pytest.mark.parametrize(
@@ -238,17 +241,10 @@ class TestDecoding:
         network.decode_dense(embeddings, [torch.arange(0, 16, step), torch.arange(15, -1, -step)])
         assert chosen == [levels]
 
-    def test_few_points_give_what_many_do(self, evaluated):
-        """The decoder's term of z^P is computed per point or per patch, whichever are fewer."""
-        network, _, embeddings = evaluated((8, 12, 8))
-        points, sample = random_points((8, 12, 8), 2)
-        assert len(points) > embeddings.patch[..., 0].numel()
-        one_by_one = [network.decode(embeddings, p[None], s[None]) for p, s in zip(points, sample, strict=True)]
-        close(torch.cat(one_by_one), network.decode(embeddings, points, sample))
-
     @pytest.mark.parametrize("size", [(13, 9), (7, 10, 5)])
     def test_blending_is_the_multilinear_sum_over_the_nearest_patches(self, evaluated, size):
         network, _, embeddings = evaluated(size)
+        terms = network.first_layer(embeddings)
         points, sample = random_points(size, 2, n=20)
         last = np.array(embeddings.patch.shape[1:-1]) - 1
         expected = []
@@ -260,18 +256,19 @@ class TestDecoding:
                 weight = float(np.prod(1 - np.abs(position - patch)))
                 if weight > 0:
                     here = torch.from_numpy(v)[None]
-                    total += weight * network.decode(embeddings, here, b[None], torch.from_numpy(patch)[None])[0]
+                    total += weight * network.decode(terms, here, b[None], torch.from_numpy(patch)[None])[0]
             expected.append(total)
-        close(network.decode_blended(embeddings, points, sample), torch.stack(expected))
+        close(network.decode_blended(terms, points, sample), torch.stack(expected))
 
     def test_only_blending_is_continuous_across_patch_borders(self, evaluated):
         network, _, embeddings = evaluated((12, 12))
+        terms = network.first_layer(embeddings)
         other = torch.linspace(-0.5, 11.5, 40)
         sample = torch.zeros(40, dtype=torch.int64)
 
         def jump(decode, place):
             sides = [torch.stack((torch.full_like(other, place + side), other), 1) for side in (-1e-4, 1e-4)]
-            return (decode(embeddings, sides[0], sample) - decode(embeddings, sides[1], sample)).abs().max()
+            return (decode(terms, sides[0], sample) - decode(terms, sides[1], sample)).abs().max()
 
         for border in (3.5, 7.5):
             assert jump(network.decode, border) > 1e-3
@@ -284,16 +281,17 @@ class TestDecoding:
     def test_a_training_step_decodes_the_same(self, evaluated, size, n):
         """It embeds all patches, or with few points those of the points alone."""
         network, x, embeddings = evaluated(size, n_spo=2, n_points=n)
+        terms = network.first_layer(embeddings)
         assert (embeddings.patch[..., 0].numel() < 2 * 3 * n) == (n == 64)
         sample = sample_points(labels_for(size), network.config, num_classes=3)
         outputs = network(x, sample.points, sample.neighbours)
         crop = torch.arange(2).repeat_interleave(n)
         points = sample.points.flatten(0, 1)
-        close(outputs.patch.flatten(0, 1), network.decode(embeddings, points, crop))
+        close(outputs.patch.flatten(0, 1), network.decode(terms, points, crop))
         for i in range(2):
             patches = sample.neighbours[:, :, i].flatten(0, 1)
             found = outputs.neighbours.unflatten(1, (n, 2))[:, :, i].flatten(0, 1)
-            close(found, network.decode(embeddings, points, crop, patches))
+            close(found, network.decode(terms, points, crop, patches))
         own = patch_index(points, network.config.patch_size, embeddings.patch.shape[1:-1])
         z_patch = embeddings.patch[(crop, *own.T)]
         norms = z_patch.square().sum(-1).mean() + embeddings.image.square().sum(-1).mean()
@@ -363,18 +361,24 @@ class TestGradients:
 class TestConditioning:
     def test_without_global_conditioning_the_patch_decoder_sees_no_crop(self, evaluated):
         network, _, embeddings = evaluated((8, 12), global_conditioning=False)
+        terms = network.first_layer(embeddings)
         assert not list(network.patch_decoder.image_layer.parameters())
         assert network.patch_decoder.point_layer.in_features == 2 * 5 + 3  # p^P with Fourier features, p^S
         points, sample = random_points((8, 12), 2)
         other = embeddings._replace(image=embeddings.image + 1)
-        assert torch.equal(network.decode(embeddings, points, sample), network.decode(other, points, sample))
+        assert torch.equal(
+            network.decode(terms, points, sample), network.decode(network.first_layer(other), points, sample)
+        )
 
     def test_with_it_the_image_embedding_matters(self, evaluated):
         network, _, embeddings = evaluated((8, 12))
+        terms = network.first_layer(embeddings)
         assert network.patch_decoder.point_layer.in_features == 2 * 5 + 2 + 3
         points, sample = random_points((8, 12), 2)
         other = embeddings._replace(image=embeddings.image + 1)
-        assert not torch.allclose(network.decode(embeddings, points, sample), network.decode(other, points, sample))
+        assert not torch.allclose(
+            network.decode(terms, points, sample), network.decode(network.first_layer(other), points, sample)
+        )
 
     @pytest.mark.parametrize("size", [(8, 12), (8, 12, 4)])
     def test_the_frame_reaches_the_logits_only_as_source_coordinates(self, evaluated, size):

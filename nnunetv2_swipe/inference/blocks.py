@@ -1,7 +1,8 @@
 """A part of a lattice, decoded as the mean of all tiles around each position, of all folds and mirrored passes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,34 +20,25 @@ TOTAL_UNCERTAINTY = "uncertainty"
 """Their sum."""
 
 
-class Share(NamedTuple):
-    """What a tile has to say about some positions."""
+def mean_over_tiles(weights: Tensor, channels: int, values: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Mean (M, channels) over tiles of their values at M positions.
 
-    inside: Tensor
-    """Their numbers, (M,)."""
-    within: Tensor
-    """Where they are in it, (M, ...)."""
-    weight: Tensor
-    """(M,)."""
-    by: Any
-    """What decodes them."""
-
-
-def relevant(shares: Sequence[Share], n: int) -> Iterator[Share]:
-    """Shares in each of n positions that are not negligible, their weights adding up to one."""
-    total, largest = torch.zeros(2, n, device=shares[0].weight.device)
-    for share in shares:
-        total.index_add_(0, share.inside, share.weight)
-        largest[share.inside] = torch.maximum(largest[share.inside], share.weight)
-    least = torch.minimum(_NEGLIGIBLE * total, largest / 2)  # where many tiles overlap all have little
-    chosen = [share.weight > least[share.inside] for share in shares]
-    kept = [Share(s.inside[c], s.within[c], s.weight[c], s.by) for s, c in zip(shares, chosen, strict=True)]
-    total.zero_()
-    for share in kept:
-        total.index_add_(0, share.inside, share.weight)
-    for share in kept:
-        if len(share.inside):
-            yield share._replace(weight=share.weight / total[share.inside])
+    Args:
+        weights: Of the tiles at every position, (tiles, M); zero where a tile does not reach. Negligible ones count as
+            zero.
+        channels: Values per position.
+        values: A tile's number and those of some positions (m,) -> the tile's values there, (m, channels).
+    """
+    # where many tiles overlap all have little
+    least = torch.minimum(_NEGLIGIBLE * weights.sum(0), weights.amax(0) / 2)
+    weights = torch.where(weights > least, weights, 0)
+    weights /= weights.sum(0)
+    total = torch.zeros(weights.shape[1], channels, device=weights.device)
+    for tile, weight in enumerate(weights):
+        chosen = weight.nonzero()[:, 0]
+        if len(chosen):
+            total.index_add_(0, chosen, values(tile, chosen) * weight[chosen, None])
+    return total
 
 
 class TilePart(NamedTuple):
@@ -55,7 +47,7 @@ class TilePart(NamedTuple):
     where: list[slice]
     """Which positions along each axis."""
     weights: list[Tensor]
-    """Factors of the tile's weight at those, (n,) each."""
+    """Factors of the tile's weight at the positions of the block along each axis, (n,) each."""
     decoders: list[LatticeDecoder]
     """One for each pass."""
 
@@ -128,19 +120,16 @@ class Block:
     ) -> Tensor:
         """Mean (M, channels) over the tiles around points of their values in a tile, given its passes."""
         place = unravel(index, self.size)
-        shares = []
-        for where, factors, decoders in self._parts:
-            first = torch.tensor([w.start for w in where], device=self.device)
-            shape = [w.stop - w.start for w in where]
-            within = place - first
-            inside = ((within >= 0) & (within < torch.tensor(shape, device=self.device))).all(1).nonzero()[:, 0]
-            within = within[inside]
-            weight = torch.stack([f[i] for f, i in zip(factors, within.unbind(1), strict=True)]).prod(0)
-            shares.append(Share(inside, flat_index(within[:, -self._dims :], shape[-self._dims :]), weight, decoders))
-        total = torch.zeros(len(index), channels, device=self.device)
-        for share in relevant(shares, len(index)):
-            total.index_add_(0, share.inside, values(share.by, share.within) * share.weight[:, None])
-        return total
+
+        def values_in(tile: int, chosen: Tensor) -> Tensor:
+            where, _, decoders = self._parts[tile]
+            shape = [w.stop - w.start for w in where[-self._dims :]]
+            first = torch.tensor([w.start for w in where[-self._dims :]], device=self.device)
+            return values(decoders, flat_index(place[chosen, -self._dims :] - first, shape))
+
+        factors = [[f[p] for f, p in zip(part.weights, place.unbind(1), strict=True)] for part in self._parts]
+        weights = torch.stack([reduce(torch.mul, f) for f in factors])
+        return mean_over_tiles(weights, channels, values_in)
 
 
 def mean(tensors: Iterable[Tensor]) -> Tensor:

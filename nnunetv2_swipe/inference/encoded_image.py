@@ -227,7 +227,12 @@ class EncodedImage:
         placement = self._placement(grid)
         if placement.is_lattice(grid.shape):
             chosen, labels_only = reduce_labels or reduce, reduce_labels is not None
-            self._fill_lattice(placement, out, lambda p: chosen(self._tiled.decode_lattice(p, labels_only=labels_only)))
+            self._fill_lattice(
+                placement,
+                out,
+                lambda p: chosen(self._tiled.decode_lattice(p, labels_only=labels_only)),
+                labels_only=labels_only,
+            )
             return
         n, step = math.prod(grid.shape), max(1, _VALUES_AT_ONCE // self.num_classes)
         for first in tqdm(range(0, n, step), disable=self._quiet):
@@ -238,7 +243,12 @@ class EncodedImage:
             out[where] = values
 
     def _fill_lattice(
-        self, placement: Placement, out: np.ndarray, values: Callable[[Sequence[Tensor]], Tensor]
+        self,
+        placement: Placement,
+        out: np.ndarray,
+        values: Callable[[Sequence[Tensor]], Tensor],
+        *,
+        labels_only: bool = False,
     ) -> None:
         """Write values (C, ...) at positions along z, y and x of the image into (C, *grid.shape), block by block."""
         axes = placement.axes or ()
@@ -253,7 +263,7 @@ class EncodedImage:
             positions.append(torch.from_numpy(p[first:end].astype(np.float32)))
         if not all(map(len, positions)):
             return
-        for box in tqdm(self._tiled.blocks(positions), disable=self._quiet):
+        for box in tqdm(self._tiled.blocks(positions, labels_only=labels_only), disable=self._quiet):
             where = (slice(None), *box)
             view[where] = values([p[part] for p, part in zip(positions, box, strict=True)]).cpu().numpy()
 

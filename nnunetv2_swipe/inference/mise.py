@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nnunetv2_swipe.config import SwIPEConfig
 
 _LINEAR = {2: "bilinear", 3: "trilinear"}
+_POINTS_AT_ONCE = 1 << 17
+"""Decoded at most before their logits are reduced to labels."""
 
 Decode = Callable[[Tensor], Tensor]
 """Voxels (M,), numbered in raster order through all crops of a batch -> their logits (M, K), float32."""
@@ -212,8 +214,8 @@ def redecode_borders(decode: Decode, field: LogitField | LabelField) -> None:
     active = _active_cells(*field.judged())
     shape = field.values.shape[2:]
     near = _points_of_cells(active, [1] * len(shape), shape).nonzero()
-    if len(near):
-        field.put(tuple(near.unbind(1)), decode(flat_index(near, (len(active), *shape))))
+    for points in near.split(_POINTS_AT_ONCE):
+        field.put(tuple(points.unbind(1)), decode(flat_index(points, (len(active), *shape))))
 
 
 def _lattice(
@@ -263,13 +265,22 @@ def _refine(
         index = (_points_of_cells(active, ratio, decoded.shape[1:]) & ~decoded).nonzero()
         if len(index) == 0:
             return
-        place = tuple(index.unbind(1))
-        decoded[place] = True
-        wrong = field.put(place, decode(lattice[place]))
+        wrong = torch.cat(
+            [_decode_at(place, decode, field, decoded, lattice) for place in index.split(_POINTS_AT_ONCE)]
+        )
         if not wrong.any():
             return
         active = _cells_around(index[wrong], ratio, visited) & ~visited
         visited = visited | active
+
+
+def _decode_at(
+    points: Tensor, decode: Decode, field: LogitField | LabelField, decoded: Tensor, lattice: Tensor
+) -> Tensor:
+    """Decode points (M, 1 + D) of the lattice, in place; whether they turn out otherwise, (M,)."""
+    place = tuple(points.unbind(1))
+    decoded[place] = True
+    return field.put(place, decode(lattice[place]))
 
 
 def _active_cells(label: Tensor, uncertain: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -16,10 +17,10 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
-from nnunetv2_swipe.inference.blocks import Block, Share, TilePart, mean, relevant
+from nnunetv2_swipe.inference.blocks import Block, TilePart, mean, mean_over_tiles
 from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, padding_of, rows_per_chunk
 from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
-from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
+from nnunetv2_swipe.network.swipe_net import FirstLayer, SwIPENet
 
 _GAUSSIAN_WIDTH = 1 / 8
 """Standard deviation of the tiles' weights, in tiles: nnU-Net's."""
@@ -44,11 +45,11 @@ class _Pass(NamedTuple):
 
     network: SwIPENet
     mirrored: tuple[int, ...]
-    embeddings: Embeddings
+    terms: FirstLayer
 
     def mirror(self, axis: int, positions: Tensor) -> Tensor:
         """Positions along one of the network's axes, in voxels of the tile, as this pass sees them."""
-        return self.embeddings.size[axis] - 1 - positions if axis in self.mirrored else positions
+        return self.terms.size[axis] - 1 - positions if axis in self.mirrored else positions
 
 
 class TiledImage:
@@ -87,20 +88,23 @@ class TiledImage:
         self._keep = keep
         self._embedded: dict[_Tile, list[_Pass]] = {}
 
-    def blocks(self, positions: Sequence[Tensor]) -> list[tuple[slice, ...]]:
+    def blocks(self, positions: Sequence[Tensor], *, labels_only: bool = False) -> list[tuple[slice, ...]]:
         """Parts of a lattice to decode one after the other: between the beginnings of tiles, and not too large.
 
         In raster order, so that every tile is embedded once.
 
         Args:
             positions: Of the lattice along z, y and x, ascending, in voxels of the image.
+            labels_only: `decode_lattice` will be asked for labels alone: blocks of many classes may be larger.
         """
         parts = []
         for axis, (p, padding) in enumerate(zip(positions, self._padding, strict=True)):
             starts = torch.tensor(sorted({tile.start[axis] for tile in self._tiles})[1:])
             borders = torch.searchsorted(p, starts - padding - 0.5).tolist()
             parts.append([slice(a, b) for a, b in itertools.pairwise([0, *borders, len(p)]) if b > a])
-        return list(itertools.product(*_bounded(parts, min(_VALUES_PER_BLOCK // self.num_classes, _POINTS_PER_BLOCK))))
+        few_logits = labels_only and self._levels(positions) > 0
+        most = _POINTS_PER_BLOCK if few_logits else min(_VALUES_PER_BLOCK // self.num_classes, _POINTS_PER_BLOCK)
+        return list(itertools.product(*_bounded(parts, most)))
 
     @torch.inference_mode()
     def decode_lattice(self, positions: Sequence[Tensor], *, labels_only: bool = False) -> Tensor:
@@ -110,8 +114,7 @@ class TiledImage:
         less memory and work: (1, *lattice), with regions (K, *lattice) bool.
         """
         self._forget_before(positions)
-        levels = levels_of_lattice(self.config.mise_levels, positions[-self.config.dims :])
-        return decode_field(self._block(positions), self.config, levels, labels_only=labels_only)[0]
+        return decode_field(self._block(positions), self.config, self._levels(positions), labels_only=labels_only)[0]
 
     @torch.inference_mode()
     def variance_lattice(self, positions: Sequence[Tensor]) -> Tensor:
@@ -132,28 +135,26 @@ class TiledImage:
         return torch.cat([self._decode(part) for part in points.split(rows_per_chunk(self.device))])
 
     def _decode(self, points: Tensor) -> Tensor:
-        points = points + self._padding
-        shares = []
-        for tile in self._tiles:
-            start, end = torch.tensor(tile.start), torch.tensor(tile.end)
-            inside = ((points >= start - 0.5) & (points < end - 0.5)).all(1).nonzero()[:, 0]
-            if len(inside):
-                within = points[inside] - start
-                weight = torch.stack([self._weight(tile, axis, within[:, axis]) for axis in range(3)]).prod(0)
-                shares.append(Share(inside, within[:, -self.config.dims :], weight, tile))
-        total = torch.zeros(len(points), self.num_classes, device=self.device)
-        for share in relevant(shares, len(points)):
-            logits = mean(self._decode_pass(p, share.within) for p in self.passes(share.by))
-            total.index_add_(0, share.inside.to(self.device), logits * share.weight[:, None].to(self.device))
-        return total
+        points = (points + self._padding).to(self.device)
+
+        def logits_in(tile: int, chosen: Tensor) -> Tensor:
+            first = torch.tensor(self._tiles[tile].start, device=self.device)
+            within = (points[chosen] - first)[:, -self.config.dims :]
+            return mean(self._decode_pass(p, within) for p in self.passes(self._tiles[tile]))
+
+        weights = [reduce(torch.mul, self._weights(tile, points.unbind(1))) for tile in self._tiles]
+        return mean_over_tiles(torch.stack(weights), self.num_classes, logits_in)
 
     def _decode_pass(self, by: _Pass, within: Tensor) -> Tensor:
-        points = torch.stack([by.mirror(axis, p) for axis, p in enumerate(within.unbind(1))], 1).to(self.device)
+        points = torch.stack([by.mirror(axis, p) for axis, p in enumerate(within.unbind(1))], 1)
         n = len(points)
         points = F.pad(points, (0, 0, 0, padding_of(n, self.device)))
         sample = torch.zeros(len(points), dtype=torch.int64, device=self.device)
         decode = by.network.decode_blended if self.config.decoding == "blended" else by.network.decode
-        return decode(_moved(by.embeddings, self.device), points, sample)[:n]
+        return decode(by.terms.to(self.device), points, sample)[:n]
+
+    def _levels(self, positions: Sequence[Tensor]) -> int:
+        return levels_of_lattice(self.config.mise_levels, positions[-self.config.dims :])
 
     def _block(self, positions: Sequence[Tensor]) -> Block:
         return Block(
@@ -176,7 +177,7 @@ class TiledImage:
         if tile not in self._embedded:
             crop = self._crop(tile)
             self._embedded[tile] = [
-                _Pass(network, axes, _moved(network.encode(crop.flip([a + 2 for a in axes])), "cpu"))
+                _Pass(network, axes, network.first_layer(network.encode(crop.flip([a + 2 for a in axes]))).to("cpu"))
                 for network in self._networks
                 for axes in self._mirrored
             ]
@@ -214,24 +215,26 @@ class TiledImage:
             where = [slice(*torch.searchsorted(p, e).tolist()) for p, e in zip(padded, ends, strict=True)]
             if all(w.stop > w.start for w in where):
                 within = [p[w] - start for p, w, start in zip(padded, where, tile.start, strict=True)]
-                weights = [self._weight(tile, axis, p).to(self.device) for axis, p in enumerate(within)]
+                weights = [w.to(self.device) for w in self._weights(tile, padded)]
                 lattice = within[-self.config.dims :]
                 decoders = [
                     LatticeDecoder(
-                        p.network,
-                        _moved(p.embeddings, self.device),
-                        [p.mirror(axis, v) for axis, v in enumerate(lattice)],
+                        p.network, p.terms.to(self.device), [p.mirror(axis, v) for axis, v in enumerate(lattice)]
                     )
                     for p in self.passes(tile)
                 ]
                 yield TilePart(where, weights, decoders)
 
-    def _weight(self, tile: _Tile, axis: int, within: Tensor) -> Tensor:
-        """Factor of a tile's weight at positions along an axis, in voxels of the tile."""
-        size = tile.end[axis] - tile.start[axis]
-        if not self._gaussian or size == 1:
-            return torch.ones_like(within)
-        return torch.exp(-0.5 * ((within - size // 2) / (size * _GAUSSIAN_WIDTH)).square())
+    def _weights(self, tile: _Tile, positions: Sequence[Tensor]) -> list[Tensor]:
+        """Factors of a tile's weight at positions along each axis, in voxels of the padded image; zero outside it."""
+        factors = []
+        for p, start, end in zip(positions, tile.start, tile.end, strict=True):
+            weight = ((p >= start - 0.5) & (p < end - 0.5)).to(p.dtype)
+            size = end - start
+            if self._gaussian and size > 1:
+                weight *= torch.exp(-0.5 * ((p - start - size // 2) / (size * _GAUSSIAN_WIDTH)).square())
+            factors.append(weight)
+        return factors
 
 
 def plain_network(predictor: nnUNetPredictor) -> nn.Module:
@@ -272,17 +275,6 @@ def _of_voxels(values: Tensor, patch_size: Sequence[int], size: Sequence[int]) -
     for axis, (s, n) in enumerate(zip(patch_size, size, strict=True), start=1):
         values = values.repeat_interleave(s, axis).narrow(axis, 0, n)
     return values
-
-
-def _moved(embeddings: Embeddings, device: torch.device | str) -> Embeddings:
-    """Embeddings on a device, without the attention, which decoding does not need."""
-    frame = embeddings.source_frame
-    return embeddings._replace(
-        patch=embeddings.patch.to(device),
-        image=embeddings.image.to(device),
-        attention=None,
-        source_frame=None if frame is None else frame.to(device),
-    )
 
 
 def _tile(slicer: Sequence[slice | int]) -> _Tile:

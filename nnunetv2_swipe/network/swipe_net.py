@@ -33,7 +33,7 @@ _MAX_LOGIT = 50.0
 
 
 class Embeddings(NamedTuple):
-    """What the encoder knows about a batch of crops; query it with `SwIPENet.decode`."""
+    """What the encoder knows about a batch of crops; `SwIPENet.first_layer` makes of it what is decoded."""
 
     patch: Tensor
     """z^P, (B, *grid, d)."""
@@ -45,6 +45,24 @@ class Embeddings(NamedTuple):
     """Affine map from image to source coordinates, (B, 3, D + 1)."""
     size: tuple[int, ...]
     """Size of the crop in voxels."""
+
+
+class FirstLayer(NamedTuple):
+    """What the first layer of D^P makes of the embeddings of a batch of crops; query it with `SwIPENet.decode`."""
+
+    patch: Tensor
+    """Terms of z^P, (B, *grid, features)."""
+    image: Tensor | None
+    """Terms of z^I, (B, features), with global conditioning."""
+    source_frame: Tensor | None
+    """As in `Embeddings`."""
+    size: tuple[int, ...]
+    """As in `Embeddings`."""
+
+    def to(self, device: torch.device | str) -> "FirstLayer":
+        """The same on a device."""
+        image, frame = (None if t is None else t.to(device) for t in (self.image, self.source_frame))
+        return self._replace(patch=self.patch.to(device), image=image, source_frame=frame)
 
 
 class PointLogits(NamedTuple):
@@ -155,11 +173,21 @@ class SwIPENet(nn.Module):
             x = F.pad(x, [p for after in reversed(padding) for p in (0, after)])
         return x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
-    def decode(self, embeddings: Embeddings, points: Tensor, sample: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Class logits at continuous positions, by D^P.
+    def first_layer(self, embeddings: Embeddings) -> FirstLayer:
+        """What all positions of a patch, or of a crop, have in common, computed once.
 
         Args:
             embeddings: Output of `encode`.
+        """
+        with network_precision(embeddings.patch.device):
+            patch = self.patch_decoder.patch_layer(embeddings.patch)
+            return FirstLayer(patch, self._image_term(embeddings.image), embeddings.source_frame, embeddings.size)
+
+    def decode(self, terms: FirstLayer, points: Tensor, sample: Tensor, patches: Tensor | None = None) -> Tensor:
+        """Class logits at continuous positions, by D^P.
+
+        Args:
+            terms: Output of `first_layer`.
             points: Positions (M, D) in voxels of the crop, voxel centres at integers.
             sample: Which crop of the batch each point is in, (M,) int64.
             patches: Grid index (M, D) of the patch that decodes each point; default: the patch it lies in.
@@ -168,29 +196,22 @@ class SwIPENet(nn.Module):
             Logits (M, K), float32, bounded.
         """
         if patches is None:
-            patches = patch_index(points, self.config.patch_size, embeddings.patch.shape[1:-1])
-        row = flat_index(torch.cat((sample[:, None], patches), 1), embeddings.patch.shape[:-1])
-        table = embeddings.patch.flatten(0, -2)
-        layer = self.patch_decoder.patch_layer
-        with network_precision(points.device):
-            # the first layer's term of z^P, computed for whichever is fewer, patches or points
-            fewer_points = len(row) < len(table)
-            term = layer(table.index_select(0, row)) if fewer_points else layer(table).index_select(0, row)
-            image_term = self.image_term(embeddings.image)
+            patches = patch_index(points, self.config.patch_size, terms.patch.shape[1:-1])
+        row = flat_index(torch.cat((sample[:, None], patches), 1), terms.patch.shape[:-1])
         return self._decode_patch(
             points,
             patches,
-            embeddings.size,
-            patch_term=term,
-            image_term=None if image_term is None else image_term.index_select(0, sample),
-            frame=None if embeddings.source_frame is None else embeddings.source_frame.index_select(0, sample),
+            terms.size,
+            patch_term=terms.patch.flatten(0, -2).index_select(0, row),
+            image_term=None if terms.image is None else terms.image.index_select(0, sample),
+            frame=None if terms.source_frame is None else terms.source_frame.index_select(0, sample),
         )
 
-    def decode_blended(self, embeddings: Embeddings, points: Tensor, sample: Tensor) -> Tensor:
+    def decode_blended(self, terms: FirstLayer, points: Tensor, sample: Tensor) -> Tensor:
         """As `decode`, blending the 2^D nearest patches with multilinear weights: continuous across patch borders."""
-        patches, weights = nearest_patches(points, self.config.patch_size, embeddings.patch.shape[1:-1])
+        patches, weights = nearest_patches(points, self.config.patch_size, terms.patch.shape[1:-1])
         n = len(patches)
-        logits = self.decode(embeddings, points.repeat(n, 1), sample.repeat(n), patches.flatten(0, 1))
+        logits = self.decode(terms, points.repeat(n, 1), sample.repeat(n), patches.flatten(0, 1))
         return (logits.unflatten(0, (n, -1)) * weights[..., None]).sum(0)
 
     @torch.compiler.disable  # data-dependent shapes
@@ -208,9 +229,9 @@ class SwIPENet(nn.Module):
         levels = self.config.mise_levels
         if positions is not None:
             levels = levels_of_lattice(levels, positions)
-        return decode_field(LatticeDecoder(self, embeddings, positions), self.config, levels)
+        return decode_field(LatticeDecoder(self, self.first_layer(embeddings), positions), self.config, levels)
 
-    def image_term(self, z_image: Tensor) -> Tensor | None:
+    def _image_term(self, z_image: Tensor) -> Tensor | None:
         """What z^I (B, d) adds to the first layer of D^P, (B, features), if anything."""
         return self.patch_decoder.image_layer(z_image) if self.config.global_conditioning else None
 
@@ -282,7 +303,7 @@ class SwIPENet(nn.Module):
         with network_precision(points.device):
             z_patch, _ = self.neck.embed(rows if embed_all else [r.index_select(0, row) for r in rows])
             patch_term = self.patch_decoder.patch_layer(z_patch)
-            image_term = self.image_term(z_image)
+            image_term = self._image_term(z_image)
         norm = z_patch.float().square().sum(-1)
         if embed_all:
             patch_term, norm = patch_term.index_select(0, row), norm.index_select(0, row)
