@@ -133,6 +133,22 @@ def test_labels_alone_are_those_of_the_logits(size, levels, margin, shape):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("shape", [ball, cells, shells])
+def test_every_voxel_at_a_border_has_been_decoded(size, levels, shape):
+    """Whatever the margin."""
+    decoder = AnalyticDecoder(shape(size), size)
+    found = decoder.dense(levels, 0.0, shape is shells, LabelField)
+    asked = torch.zeros(size, dtype=torch.bool)
+    asked.view(-1)[torch.cat(decoder.asked)] = True
+    assert asked.any()
+    for axis, n in enumerate(size):
+        differs = (found.narrow(axis + 2, 0, n - 1) != found.narrow(axis + 2, 1, n - 1)).any(1)[0]
+        for first in (0, 1):
+            assert asked.narrow(axis, first, n - 1)[differs].all()
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_without_levels_every_voxel_is_decoded_once(size):
     decoder = AnalyticDecoder(ball(size), size)
     torch.testing.assert_close(decoder.dense(levels=0), decoder.every_voxel())
@@ -237,12 +253,10 @@ def test_borders_are_decoded_anew_and_nothing_else(size, shape):
     torch.testing.assert_close(logits, torch.where(changed[:, None], first + 100, first))
     label = labels(first, regions).float().reshape(1, -1, *size)
     near = torch.zeros_like(changed)
-    for offset in itertools.product((-1, 0, 1), repeat=len(size)):
-        shifted = label.roll(offset, tuple(range(2, label.ndim)))
+    for axis, o in itertools.product(range(len(size)), (-1, 1)):
+        shifted = label.roll(o, axis + 2)
         inside = torch.ones(size, dtype=torch.bool)
-        for axis, o in enumerate(offset):
-            if o:
-                inside.select(axis, 0 if o == 1 else size[axis] - 1).fill_(False)
+        inside.select(axis, 0 if o == 1 else size[axis] - 1).fill_(False)
         near |= (shifted != label).any(1) & inside
     assert near.any()
     assert torch.equal(changed, near)
