@@ -59,6 +59,11 @@ class Grid:
         z, y, x = (part.stop - part.start for part in box)
         return Grid((z, y, x), affine)
 
+    def is_parallel_to(self, image: "Grid") -> bool:
+        """Whether its axes are those of an image, in any order."""
+        box = [[0, n] for n in image.shape]
+        return place(self, image, transpose=(0, 1, 2), bbox=box, shape=image.shape).is_lattice(self.shape)
+
     def _rescaled(self, shape: np.ndarray, ratio: np.ndarray) -> "Grid":
         affine = self.affine.copy()
         affine[:3, :3] *= ratio

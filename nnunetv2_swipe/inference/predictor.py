@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -20,7 +19,8 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
-from nnunetv2_swipe.inference.geometry import Grid, grid_of_image, place, properties_on_grid
+from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
+from nnunetv2_swipe.inference.image_headers import grid_of_file, n_channels
 from nnunetv2_swipe.inference.output_grid import OutputGrid, require_memory
 from nnunetv2_swipe.inference.tiles import swipe_network
 
@@ -184,9 +184,8 @@ class SwIPEPredictor(nnUNetPredictor):
 
     def _check_case(self, files: Sequence[str], previous_stage: str | None) -> None:
         names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
-        headers = [_header(f) for f in files]
-        found = sum(header.GetNumberOfComponents() for header in headers if header is not None)
-        if found != len(names) and None not in headers:
+        found = n_channels(files)
+        if found not in (None, len(names)):
             raise ValueError(
                 f"{', '.join(files)}: found {found} of the {len(names)} channels ({', '.join(names)}). Is the file of "
                 "a channel missing?"
@@ -200,12 +199,12 @@ class SwIPEPredictor(nnUNetPredictor):
         """ValueError if the largest output does not fit on the disk or in memory, or cannot be decoded on its grid."""
         n_voxels = 0
         for files in images:
-            image = _grid_of_file(files[0])
+            image = grid_of_file(files[0])
             if image is None:
                 continue
             grid = self.output_grid.of(image)
             n_voxels = max(n_voxels, math.prod(grid.shape))
-            if self.uncertainties and not _is_parallel(grid, image):
+            if self.uncertainties and not grid.is_parallel_to(image):
                 raise ValueError(
                     f"The grid of the output is oblique to {files[0]}; --save_uncertainty works on grids parallel to "
                     "the image only."
@@ -351,34 +350,3 @@ class SwIPEPredictor(nnUNetPredictor):
                 files.write_probabilities(probabilities, properties)
             files.write_labels(labels, grid, ending, writer, properties)
             files.finish(ending)
-
-
-def _header(file: str) -> sitk.ImageFileReader | None:
-    """What the header of an image file says, if SimpleITK reads it; nnU-Net's readers read others, too."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    return reader
-
-
-def _grid_of_file(file: str) -> Grid | None:
-    """The grid of an image, but for the order of its axes, from the header of its file."""
-    header = _header(file)
-    if header is None:
-        return None
-    dims = min(3, header.GetDimension())
-    stuff = {
-        "spacing": header.GetSpacing()[:dims],
-        "origin": header.GetOrigin()[:dims],
-        "direction": np.reshape(header.GetDirection(), (header.GetDimension(),) * 2)[:dims, :dims],
-    }
-    return grid_of_image({"sitk_stuff": stuff}, (1,) * (3 - dims) + header.GetSize()[dims - 1 :: -1])
-
-
-def _is_parallel(grid: Grid, image: Grid) -> bool:
-    """Whether the axes of a grid are those of an image."""
-    box = [[0, n] for n in image.shape]
-    return place(grid, image, transpose=(0, 1, 2), bbox=box, shape=image.shape).is_lattice(grid.shape)
