@@ -83,12 +83,17 @@ class LabelField:
 
     Attributes:
         label: Labels, (B, 1, *shape) int16, or with regions (B, K, *shape) bool.
-        uncertain: Whether a label's margin is small, (B, *shape).
+        certainty: How far logits are from another label, (B, *shape); interpolated where they are not decoded.
     """
 
     def __init__(self, logits: Tensor, margin: float, regions: bool) -> None:
         self._margin, self._regions = margin, regions
-        self.label, self.uncertain = self._judged(logits)
+        self.label, self.certainty = self._judged(logits)
+
+    @property
+    def uncertain(self) -> Tensor:
+        """Where the certainty is below the margin, (B, *shape)."""
+        return self.certainty < self._margin
 
     @property
     def values(self) -> Tensor:
@@ -97,35 +102,34 @@ class LabelField:
 
     def halve(self, ratio: Sequence[int]) -> None:
         """Go to a lattice that is finer by a ratio along each axis; new points get the label of a neighbour."""
-        before = self.uncertain
-        for axis, (n, r) in enumerate(zip(before.shape[1:], ratio, strict=True), start=2):
+        for axis, (n, r) in enumerate(zip(self.label.shape[2:], ratio, strict=True), start=2):
             self.label = self.label.repeat_interleave(r, axis).narrow(axis, 0, (n - 1) * r + 1)
-        self.uncertain = _halved(before, ratio)
+        self.certainty = _interpolated(self.certainty[:, None], self.label.shape[2:])[:, 0]
 
     def put(self, place: Place, logits: Tensor) -> None:
         """Set what decoded logits (M, K) say."""
-        self.label.movedim(1, -1)[place], self.uncertain[place] = self._judged(logits)
+        self.label.movedim(1, -1)[place], self.certainty[place] = self._judged(logits)
 
     def crop(self, size: Sequence[int]) -> None:
         """Leave out what lies beyond the crop."""
         self.label = _cropped(self.label, size)
-        self.uncertain = _cropped(self.uncertain[:, None], size)[:, 0]
+        self.certainty = _cropped(self.certainty[:, None], size)[:, 0]
 
     def _judged(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels of logits (B, K, ...), and whether a label's margin is too small, (B, ...)."""
+        """Labels of logits (B, K, ...), and their certainty, (B, ...)."""
         if self._regions:
-            return logits > 0, logits.abs().amin(1) < self._margin
+            return logits > 0, logits.abs().amin(1)
         # torch.argmax takes thirty times as long on the CPU
         highest, label = logits.max(1, keepdim=True)
         second = logits.scatter(1, label, -torch.inf).amax(1)
-        return label.to(torch.int16), highest[:, 0] - second < self._margin
+        return label.to(torch.int16), highest[:, 0] - second
 
 
 class LogitField(LabelField):
     """As `LabelField`, with logits (B, K, *shape), too; those that are not decoded are interpolated.
 
-    Where all points around one have a label by more than a margin, so has, by more than it, what is interpolated
-    between them: labels, and which points are decoded, are those of `LabelField`.
+    Where all points around one have a label, so has what is interpolated between them: labels, and which points are
+    decoded, are those of `LabelField`.
     """
 
     def __init__(self, logits: Tensor, margin: float, regions: bool) -> None:
@@ -140,8 +144,7 @@ class LogitField(LabelField):
     def halve(self, ratio: Sequence[int]) -> None:
         """As `LabelField.halve`."""
         super().halve(ratio)
-        shape = self.uncertain.shape[1:]
-        self._logits = F.interpolate(self._logits, size=shape, mode=_LINEAR[len(shape)], align_corners=True)
+        self._logits = _interpolated(self._logits, self.label.shape[2:])
 
     def put(self, place: Place, logits: Tensor) -> None:
         """As `LabelField.put`."""
@@ -170,9 +173,10 @@ def coarse_to_fine(
     Voxels are the positions of any regular lattice, not only those of the image.
     A lattice of every 2^levels-th voxel is decoded first, and the centres of its cells: a plate across an axis is seen
     if it is half a cell thick. Level by level the lattice is halved; new points are decoded where the points around
-    them, those between which they would be interpolated, have different labels or one by a small margin. Then points
-    next to another label are decoded until there are none left, so that what was seen once is followed: in the end
-    every voxel with a neighbour of another label has been decoded.
+    them, between which others are interpolated, have different labels or little certainty in the mean. Then points next
+    to another label are decoded until there are none left, so that what was seen once is followed: in the end every
+    voxel with a neighbour of another label has been decoded. If the certainty changes by less than the margin within
+    half the diagonal of a cell of the coarsest lattice, all labels are right.
 
     Args:
         decode: The decoder.
@@ -180,7 +184,7 @@ def coarse_to_fine(
         size: Their size in voxels.
         levels: Times the lattice is halved; 0: every voxel is decoded.
         kind: What is found.
-        margin: A label is uncertain if its margin to the next class (in logits) is below this.
+        margin: Certainty, in logits to the next class, below which a point is decoded.
         regions: One sigmoid per channel instead of exclusive classes.
         device: Where the decoder works.
     """
@@ -193,7 +197,7 @@ def coarse_to_fine(
     while max(step) > 1:
         ratio = [min(s, 2) for s in step]
         step = [s // r for s, r in zip(step, ratio, strict=True)]
-        wanted = _between_uncertain(field, ratio)
+        wanted = _between_labels(field.label, ratio)
         field.halve(ratio)
         decoded = _halved(decoded, ratio)
         lattice = _lattice(batch, size, step, decoded.shape[1:], device)
@@ -202,6 +206,7 @@ def coarse_to_fine(
             _decode_where(centres, decode, field, decoded, lattice)
             wanted |= _at_borders((centres & field.uncertain)[:, None])
             coarsest = False
+        wanted |= field.uncertain
         while True:
             _decode_where(wanted & ~decoded, decode, field, decoded, lattice)
             wanted = _at_borders(field.label)
@@ -246,15 +251,13 @@ def _centres(decoded: Tensor, ratio: Sequence[int]) -> Tensor:
     return centres
 
 
-def _between_uncertain(field: LabelField, ratio: Sequence[int]) -> Tensor:
-    """Points (B, *finer) of the finer lattice around which labels differ or are uncertain."""
-    highest = lowest = field.label.to(torch.int16)
-    uncertain = field.uncertain
-    for axis, r in enumerate(ratio, start=1):
+def _between_labels(label: Tensor, ratio: Sequence[int]) -> Tensor:
+    """Points (B, *finer) of the finer lattice around which labels (B, R, *shape) differ."""
+    highest = lowest = label.to(torch.int16)
+    for axis, r in enumerate(ratio, start=2):
         if r > 1:
-            highest, lowest = _between(torch.maximum, highest, axis + 1), _between(torch.minimum, lowest, axis + 1)
-            uncertain = _between(torch.logical_or, uncertain, axis)
-    return (highest != lowest).any(1) | uncertain
+            highest, lowest = _between(torch.maximum, highest, axis), _between(torch.minimum, lowest, axis)
+    return (highest != lowest).any(1)
 
 
 def _between(reduce: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
@@ -282,6 +285,11 @@ def _at_borders(label: Tensor) -> Tensor:
         for first in (0, 1):
             found.narrow(axis - 1, first, n).logical_or_(differs)
     return found
+
+
+def _interpolated(field: Tensor, shape: Sequence[int]) -> Tensor:
+    """A field (B, C, *coarser) on a finer lattice."""
+    return F.interpolate(field, size=tuple(shape), mode=_LINEAR[len(shape)], align_corners=True)
 
 
 def _cropped(field: Tensor, size: Sequence[int]) -> Tensor:
