@@ -58,8 +58,7 @@ class SwIPEConfig:
         weight_decay: Weight decay of AdamW.
         warmup_iterations: Iterations of linear warm-up before the cosine decay.
         mise_levels: Times the decoding lattice is halved; 0: decode every voxel.
-        mise_margin: Around a point whose margin between two classes (in logits) is below this the next finer lattice is
-            decoded.
+        mise_margin: Points whose margin between two classes (in logits), interpolated, is below this are decoded.
         regions: The dataset has overlapping regions, one sigmoid each, instead of exclusive classes.
         decoding: "own" (each voxel by its own patch) or "blended" (by the 2^D nearest, multilinear weights).
     """

@@ -1,5 +1,6 @@
 """Labels of any grid: geometry against an analytic shape, tiles and blocks against each other."""
 
+import math
 import warnings
 
 import numpy as np
@@ -121,12 +122,40 @@ def test_every_tile_is_embedded_once(tiled, monkeypatch):
     monkeypatch.setattr(tiles, "_VALUES_PER_BLOCK", 300)
     image = tiled((8, 12, 8), (20, 20, 20), mirrored=(2,))
     (network,) = image._networks
-    calls, encode = [], network.encode
-    monkeypatch.setattr(network, "encode", lambda x: calls.append(x) or encode(x))
+    calls = {"encode": [], "first_layer_terms": []}
+    for name, noted in calls.items():
+        method = getattr(network, name)
+        monkeypatch.setattr(network, name, lambda x, noted=noted, method=method: noted.append(x) or method(x))
     positions = [torch.arange(2 * n) / 2 - 0.25 for n in (20, 20, 20)]
     for box in image.blocks(positions):
         image.decode_lattice([p[b] for p, b in zip(positions, box, strict=True)])
-    assert len(calls) == 2 * len(image._tiles) > 16
+    assert [len(noted) for noted in calls.values()] == [2 * len(image._tiles)] * 2
+    assert len(image._tiles) > 8
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_blocks_for_labels_alone_are_larger_by_what_is_not_decoded_at_once(tiled, monkeypatch, levels, regions):
+    """A large margin decodes everything: cut anywhere, labels are the same."""
+    monkeypatch.setattr(tiles, "_VALUES_PER_BLOCK", 300)
+    image = tiled((8, 12, 8), (13, 15, 20), mise_levels=levels, mise_margin=1e9, regions=regions)
+    positions = [torch.arange(n).float() for n in image.shape]
+    blocks_of = {labels_only: image.blocks(positions, labels_only=labels_only) for labels_only in (False, True)}
+    largest = {key: max(math.prod(b.stop - b.start for b in box) for box in boxes) for key, boxes in blocks_of.items()}
+    most = 300 // image.num_classes
+    assert largest[False] <= most
+    assert largest[True] <= (most if regions else most << levels)
+    assert (largest[True] > largest[False]) == (levels > 0 and not regions)
+    whole = image.decode_lattice(positions, labels_only=True)
+    for box in blocks_of[True]:
+        part = [p[b] for p, b in zip(positions, box, strict=True)]
+        assert torch.equal(image.decode_lattice(part, labels_only=True), whole[(slice(None), *box)])
+
+
+def test_points_of_one_tile_embed_no_other(tiled):
+    image = tiled((8, 12, 8), (30, 12, 8))
+    image.decode(torch.tensor([[1.0, 2.0, 3.0], [2.0, 11.0, 0.0]]))
+    assert len(image._embedded) == 1
 
 
 def test_embeddings_are_forgotten_unless_kept(tiled):

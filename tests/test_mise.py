@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from nnunetv2_swipe.inference import lattice_decoder
+from nnunetv2_swipe.inference import lattice_decoder, mise
 from nnunetv2_swipe.inference.mise import LabelField, LogitField, coarse_to_fine, redecode_borders
 from nnunetv2_swipe.network.coordinates import voxel_centres
 
@@ -125,7 +125,7 @@ def test_labels_are_those_of_every_voxel(size, levels, shape, steepness):
 def test_labels_alone_are_those_of_the_logits(size, levels, margin, shape):
     """And the same points are decoded for them."""
     regions = shape is shells
-    of_logits, of_labels = AnalyticDecoder(shape(size), size), AnalyticDecoder(shape(size), size)
+    of_logits, of_labels = AnalyticDecoder(shape(size), size, 2), AnalyticDecoder(shape(size), size, 2)
     expected = labels(of_logits.dense(levels, margin, regions), regions)
     found = of_labels.dense(levels, margin, regions, LabelField)
     assert torch.equal(found if regions else found[:, 0].long(), expected)
@@ -171,6 +171,7 @@ def test_few_points_are_decoded_and_none_twice(levels):
         decoder = AnalyticDecoder(ball(size), size)
         found = decoder.dense(levels, margin)
         assert len(torch.cat(decoder.asked).unique()) == decoder.n_decoded
+        assert all(map(len, decoder.asked))
         n_decoded.append(decoder.n_decoded)
     assert torch.equal(labels(found), labels(decoder.every_voxel()))
     assert lattice_points(size, 2**levels) < n_decoded[0] < n_decoded[1] < n_decoded[2]
@@ -191,6 +192,16 @@ def test_each_sample_is_refined_by_itself():
     assert expected.flatten(1).any(1).tolist() == [False, True, True]
     # the empty one is not refined
     assert (torch.cat(decoder.asked) < math.prod(size)).sum() == lattice_points(size, step)
+
+
+def test_no_more_points_at_once_than_allowed(monkeypatch):
+    """But for the first lattice."""
+    size = (21, 22, 23)
+    expected = AnalyticDecoder(cells(size), size).dense(2, 2.0)
+    monkeypatch.setattr(mise, "_POINTS_AT_ONCE", 50)
+    decoder = AnalyticDecoder(cells(size), size)
+    assert torch.equal(decoder.dense(2, 2.0), expected)
+    assert max(map(len, decoder.asked[1:])) == 50
 
 
 class TestThinStructures:
@@ -225,6 +236,19 @@ class TestThinStructures:
         result, expected = labels(decoder.dense(2, margin)), labels(decoder.every_voxel())
         assert torch.equal(result, expected if found else torch.zeros_like(expected))
 
+    @pytest.mark.parametrize(("margin", "found"), [(0.2, False), (0.5, True)])
+    def test_what_is_next_to_an_uncertain_centre_is_looked_at(self, margin, found):
+        """A single voxel beside the centre of a cell, where the margin is 0.3; at the corners it is 2.3 and more."""
+        size = (9, 9, 9)
+
+        def field(points, _):
+            depth = 0.7 - distance(points, [3.0, 2.0, 2.0])
+            return torch.stack((torch.zeros_like(depth), depth), -1)
+
+        decoder = AnalyticDecoder(field, size)
+        assert labels(decoder.every_voxel()).sum() == 1
+        assert labels(decoder.dense(2, margin)).any() == found
+
     @pytest.mark.parametrize("size", [(16, 24), (16, 9, 24)])
     @pytest.mark.parametrize("levels", [1, 2, 3])
     def test_a_rod_is_followed_from_where_it_was_seen(self, size, levels):
@@ -242,17 +266,19 @@ class TestThinStructures:
 
 @pytest.mark.parametrize("size", [(21, 18), (9, 12, 17), (1, 14, 11), (2, 9, 5)])
 @pytest.mark.parametrize("shape", [ball, cells, shells])
-def test_borders_are_decoded_anew_and_nothing_else(size, shape):
+@pytest.mark.parametrize("margin", [0.0, 1.5])
+def test_borders_and_what_is_uncertain_are_decoded_anew_and_nothing_else(size, shape, margin):
     regions = shape is shells
     decoder = AnalyticDecoder(shape(size), size)
     first = decoder.every_voxel()
     again = AnalyticDecoder(lambda points, sample: decoder.field(points, sample) + 100, size)
     logits = first.clone()
-    redecode_borders(again, LogitField(logits, 0.0, regions))
+    redecode_borders(again, LogitField(logits, margin, regions))
     changed = (logits != first).any(1)
     torch.testing.assert_close(logits, torch.where(changed[:, None], first + 100, first))
     label = labels(first, regions).float().reshape(1, -1, *size)
-    near = torch.zeros_like(changed)
+    two = first.topk(2, 1).values
+    near = (first.abs().amin(1) if regions else two[:, 0] - two[:, 1]) < margin
     for axis, o in itertools.product(range(len(size)), (-1, 1)):
         shifted = label.roll(o, axis + 2)
         inside = torch.ones(size, dtype=torch.bool)

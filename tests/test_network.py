@@ -158,7 +158,7 @@ class TestEvaluation:
 
     def test_dropout_is_for_training(self, evaluated):
         network, _, embeddings = evaluated((8, 8), dropout=0.5)
-        terms = network.first_layer(embeddings)
+        terms = network.first_layer_terms(embeddings)
         points, sample = random_points((8, 8), 2)
         assert torch.equal(network.decode(terms, points, sample), network.decode(terms, points, sample))
         network.train()
@@ -203,7 +203,7 @@ class TestDecoding:
     )  # fmt: skip
     def test_dense_logits_are_those_at_voxel_centres(self, evaluated, size, decoding, changes):
         network, x, embeddings = evaluated(size, decoding=decoding, **changes)
-        terms = network.first_layer(embeddings)
+        terms = network.first_layer_terms(embeddings)
         decode = network.decode_blended if decoding == "blended" else network.decode
         voxels = voxel_centres(size)
         dense = network(x)
@@ -218,7 +218,7 @@ class TestDecoding:
         """Finer, coarser, backwards, between voxel centres; with MISE, refined everywhere."""
         size = (13, 9, 6)[:n_axes]
         network, _, embeddings = evaluated(size, decoding=decoding, mise_levels=mise_levels, mise_margin=1e9)
-        terms = network.first_layer(embeddings)
+        terms = network.first_layer_terms(embeddings)
         lattice = [torch.arange(0, 12, 0.4), torch.arange(8.0, -1, -3), torch.tensor([0.3, 2.8])][:n_axes]
         positions = torch.cartesian_prod(*lattice)
         found = network.decode_dense(embeddings, lattice)
@@ -244,7 +244,7 @@ class TestDecoding:
     @pytest.mark.parametrize("size", [(13, 9), (7, 10, 5)])
     def test_blending_is_the_multilinear_sum_over_the_nearest_patches(self, evaluated, size):
         network, _, embeddings = evaluated(size)
-        terms = network.first_layer(embeddings)
+        terms = network.first_layer_terms(embeddings)
         points, sample = random_points(size, 2, n=20)
         last = np.array(embeddings.patch.shape[1:-1]) - 1
         expected = []
@@ -262,7 +262,7 @@ class TestDecoding:
 
     def test_only_blending_is_continuous_across_patch_borders(self, evaluated):
         network, _, embeddings = evaluated((12, 12))
-        terms = network.first_layer(embeddings)
+        terms = network.first_layer_terms(embeddings)
         other = torch.linspace(-0.5, 11.5, 40)
         sample = torch.zeros(40, dtype=torch.int64)
 
@@ -281,7 +281,7 @@ class TestDecoding:
     def test_a_training_step_decodes_the_same(self, evaluated, size, n):
         """It embeds all patches, or with few points those of the points alone."""
         network, x, embeddings = evaluated(size, n_spo=2, n_points=n)
-        terms = network.first_layer(embeddings)
+        terms = network.first_layer_terms(embeddings)
         assert (embeddings.patch[..., 0].numel() < 2 * 3 * n) == (n == 64)
         sample = sample_points(labels_for(size), network.config, num_classes=3)
         outputs = network(x, sample.points, sample.neighbours)
@@ -361,23 +361,23 @@ class TestGradients:
 class TestConditioning:
     def test_without_global_conditioning_the_patch_decoder_sees_no_crop(self, evaluated):
         network, _, embeddings = evaluated((8, 12), global_conditioning=False)
-        terms = network.first_layer(embeddings)
+        terms = network.first_layer_terms(embeddings)
         assert not list(network.patch_decoder.image_layer.parameters())
         assert network.patch_decoder.point_layer.in_features == 2 * 5 + 3  # p^P with Fourier features, p^S
         points, sample = random_points((8, 12), 2)
         other = embeddings._replace(image=embeddings.image + 1)
         assert torch.equal(
-            network.decode(terms, points, sample), network.decode(network.first_layer(other), points, sample)
+            network.decode(terms, points, sample), network.decode(network.first_layer_terms(other), points, sample)
         )
 
     def test_with_it_the_image_embedding_matters(self, evaluated):
         network, _, embeddings = evaluated((8, 12))
-        terms = network.first_layer(embeddings)
+        terms = network.first_layer_terms(embeddings)
         assert network.patch_decoder.point_layer.in_features == 2 * 5 + 2 + 3
         points, sample = random_points((8, 12), 2)
         other = embeddings._replace(image=embeddings.image + 1)
         assert not torch.allclose(
-            network.decode(terms, points, sample), network.decode(network.first_layer(other), points, sample)
+            network.decode(terms, points, sample), network.decode(network.first_layer_terms(other), points, sample)
         )
 
     @pytest.mark.parametrize("size", [(8, 12), (8, 12, 4)])

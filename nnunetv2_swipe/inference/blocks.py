@@ -24,8 +24,7 @@ def mean_over_tiles(weights: Tensor, channels: int, values: Callable[[int, Tenso
     """Mean (M, channels) over tiles of their values at M positions.
 
     Args:
-        weights: Of the tiles at every position, (tiles, M); zero where a tile does not reach. Negligible ones count as
-            zero.
+        weights: Of the tiles at every position, (tiles, M), of at least one above zero. Negligible ones count as zero.
         channels: Values per position.
         values: A tile's number and those of some positions (m,) -> the tile's values there, (m, channels).
     """
@@ -47,7 +46,7 @@ class TilePart(NamedTuple):
     where: list[slice]
     """Which positions along each axis."""
     weights: list[Tensor]
-    """Factors of the tile's weight at the positions of the block along each axis, (n,) each."""
+    """Factors of the tile's weight at the positions of the block along each axis, (n,) each; zero outside the tile."""
     decoders: list[LatticeDecoder]
     """One for each pass."""
 
@@ -127,9 +126,9 @@ class Block:
             first = torch.tensor([w.start for w in where[-self._dims :]], device=self.device)
             return values(decoders, flat_index(place[chosen, -self._dims :] - first, shape))
 
-        factors = [[f[p] for f, p in zip(part.weights, place.unbind(1), strict=True)] for part in self._parts]
-        weights = torch.stack([reduce(torch.mul, f) for f in factors])
-        return mean_over_tiles(weights, channels, values_in)
+        axes = place.unbind(1)
+        weights = [reduce(torch.mul, (f[p] for f, p in zip(w, axes, strict=True))) for _, w, _ in self._parts]
+        return mean_over_tiles(torch.stack(weights), channels, values_in)
 
 
 def mean(tensors: Iterable[Tensor]) -> Tensor:

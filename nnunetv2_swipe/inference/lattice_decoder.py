@@ -26,7 +26,7 @@ from nnunetv2_swipe.network.coordinates import (
 from nnunetv2_swipe.precision import full_precision, network_precision
 
 if TYPE_CHECKING:
-    from nnunetv2_swipe.network.swipe_net import FirstLayer, SwIPENet
+    from nnunetv2_swipe.network.swipe_net import FirstLayerTerms, SwIPENet
 
 ROWS_PER_CHUNK = {"cpu": 1 << 12}
 ROWS_PER_CHUNK_ELSEWHERE = 1 << 17
@@ -58,8 +58,9 @@ class LatticeDecoder:
 
     Args:
         network: The network, in evaluation.
-        terms: Output of its `first_layer`.
+        terms: Output of its `first_layer_terms`.
         positions: Lattice positions along each axis, in voxels of the crop; default: the voxel centres.
+        device: Where to decode; default: where the terms are. Only those that the lattice needs are brought there.
 
     Attributes:
         batch: Number of crops.
@@ -67,16 +68,29 @@ class LatticeDecoder:
         device: Where it works.
     """
 
-    def __init__(self, network: SwIPENet, terms: FirstLayer, positions: Sequence[Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        network: SwIPENet,
+        terms: FirstLayerTerms,
+        positions: Sequence[Tensor] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self._network = network
-        self._crop, self.device = terms.size, terms.patch.device
+        self._crop, self.device = terms.size, device or terms.patch.device
         self.batch, *self._grid = terms.patch.shape[:-1]
-        self._patch_table = terms.patch.flatten(0, -2)
         axes = positions or [torch.arange(n) for n in self._crop]
         self._positions = [p.to(self.device, torch.float32)[:, None] for p in axes]
         self.size = tuple(map(len, axes))
         sizes = zip(self._positions, network.config.patch_size, self._grid, strict=True)
         own = [patch_index(p, (s,), (g,)) for p, s, g in sizes]
+        # the patches that decode the lattice, with their neighbours for blending
+        spans = [torch.aminmax(index) for index in own]
+        self._first = [max(0, int(low) - 1) for low, _ in spans]
+        ends = [int(high) + 2 for _, high in spans]
+        box = (slice(None), *[slice(first, end) for first, end in zip(self._first, ends, strict=True)])
+        terms = terms._replace(patch=terms.patch[box]).to(self.device)
+        self._table_shape = terms.patch.shape[1:-1]
+        self._patch_table = terms.patch.flatten(0, -2)
         with full_precision(self.device):
             self._prepare(terms.source_frame, terms.image)
         self._own = self._first_axes(own[:-1]), self._last_axis(own[-1])
@@ -106,15 +120,15 @@ class LatticeDecoder:
     def _first_axes(self, patches: Sequence[Tensor]) -> _Part:
         """The axes before the last one, given the patch (n, 1) of every position along each."""
         table = self._terms(0, patches[0]) + self._constant[:, None]
-        row = patches[0][:, 0]
+        row = patches[0][:, 0] - self._first[0]
         for axis in range(1, len(patches)):
             table = (table[:, :, None] + self._terms(axis, patches[axis])[:, None]).flatten(1, 2)
-            row = (row[:, None] * self._grid[axis] + patches[axis][:, 0]).flatten()
-        return self._part(table, row * self._grid[-1])
+            row = (row[:, None] * self._table_shape[axis] + patches[axis][:, 0] - self._first[axis]).flatten()
+        return self._part(table, row * self._table_shape[-1])
 
     def _last_axis(self, patches: Tensor) -> _Part:
         """Likewise, the last axis."""
-        return self._part(self._terms(len(self._grid) - 1, patches), patches[:, 0])
+        return self._part(self._terms(len(self._grid) - 1, patches), patches[:, 0] - self._first[-1])
 
     def _terms(self, axis: int, patches: Tensor) -> Tensor:
         """What the first layer makes of the positions along an axis, (1 or B, n, features) float32."""

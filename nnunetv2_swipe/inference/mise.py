@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -79,7 +79,7 @@ def levels_of_lattice(levels: int, positions: Sequence[Tensor]) -> int:
 
 
 class LabelField:
-    """Labels at the points of a lattice; those that are not decoded have the label of all points around them.
+    """Labels at the points of a lattice; those that are not decoded have that of the coarser points around them.
 
     Attributes:
         label: Labels, (B, 1, *shape) int16, or with regions (B, K, *shape) bool.
@@ -97,11 +97,14 @@ class LabelField:
 
     @property
     def values(self) -> Tensor:
-        """What is looked for."""
+        """What `decode_field` returns."""
         return self.label
 
     def halve(self, ratio: Sequence[int]) -> None:
-        """Go to a lattice that is finer by a ratio along each axis; new points get the label of a neighbour."""
+        """Go to a lattice that is finer by a ratio along each axis.
+
+        New points get the label of a neighbour; where their neighbours differ they are to be decoded.
+        """
         for axis, (n, r) in enumerate(zip(self.label.shape[2:], ratio, strict=True), start=2):
             self.label = self.label.repeat_interleave(r, axis).narrow(axis, 0, (n - 1) * r + 1)
         self.certainty = _interpolated(self.certainty[:, None], self.label.shape[2:])[:, 0]
@@ -172,11 +175,11 @@ def coarse_to_fine(
 
     Voxels are the positions of any regular lattice, not only those of the image.
     A lattice of every 2^levels-th voxel is decoded first, and the centres of its cells: a plate across an axis is seen
-    if it is half a cell thick. Level by level the lattice is halved; new points are decoded where the points around
-    them, between which others are interpolated, have different labels or little certainty in the mean. Then points next
-    to another label are decoded until there are none left, so that what was seen once is followed: in the end every
-    voxel with a neighbour of another label has been decoded. If the certainty changes by less than the margin within
-    half the diagonal of a cell of the coarsest lattice, all labels are right.
+    if it is half a cell thick. Level by level the lattice is halved; new points are decoded where the points between
+    which they lie have different labels, or little certainty in the mean, and next to an uncertain centre. Then points
+    next to another label are decoded until there are none left, so that what was seen once is followed: in the end
+    every voxel with a neighbour of another label has been decoded. All labels are right if the certainty nowhere
+    changes faster than by the margin in half the diagonal of a cell of the first lattice.
 
     Args:
         decode: The decoder.
@@ -204,23 +207,20 @@ def coarse_to_fine(
         if coarsest:
             centres = _centres(decoded, ratio)
             _decode_where(centres, decode, field, decoded, lattice)
-            wanted |= _at_borders((centres & field.uncertain)[:, None])
+            wanted |= _at_borders((centres & field.uncertain)[:, None])  # they, and what is next to them
             coarsest = False
-        wanted |= field.uncertain
-        while True:
-            _decode_where(wanted & ~decoded, decode, field, decoded, lattice)
-            wanted = _at_borders(field.label)
-            if not (wanted & ~decoded).any():
-                break
+        _decode_where((wanted | field.uncertain) & ~decoded, decode, field, decoded, lattice)
+        while (wanted := _at_borders(field.label) & ~decoded).any():
+            _decode_where(wanted, decode, field, decoded, lattice)
     field.crop(size)
     return field
 
 
 def redecode_borders(decode: Decode, field: LabelField) -> None:
     """Decode anew, in place, the voxels of uncertain labels and those with a neighbour of another label."""
-    near = (_at_borders(field.label) | field.uncertain).nonzero()
-    for points in near.split(_POINTS_AT_ONCE):
-        field.put(tuple(points.unbind(1)), decode(flat_index(points, field.uncertain.shape)))
+    near = _at_borders(field.label) | field.uncertain
+    for points in _in_parts(near):
+        field.put(tuple(points.unbind(1)), decode(flat_index(points, field.certainty.shape)))
 
 
 def _lattice(
@@ -234,13 +234,13 @@ def _lattice(
     return index
 
 
-def _halved(at_points: Tensor, ratio: Sequence[int]) -> Tensor:
-    """What is true of points (B, *shape), on the finer lattice; of new points it is not."""
-    shape = [(n - 1) * r + 1 for n, r in zip(at_points.shape[1:], ratio, strict=True)]
-    finer = torch.zeros((len(at_points), *shape), dtype=torch.bool, device=at_points.device)
+def _halved(decoded: Tensor, ratio: Sequence[int]) -> Tensor:
+    """Which points of the finer lattice are decoded already."""
+    shape = [(n - 1) * r + 1 for n, r in zip(decoded.shape[1:], ratio, strict=True)]
+    known = torch.zeros((len(decoded), *shape), dtype=torch.bool, device=decoded.device)
     every_other = (slice(None), *[slice(None, None, r) for r in ratio])
-    finer[every_other] = at_points
-    return finer
+    known[every_other] = decoded
+    return known
 
 
 def _centres(decoded: Tensor, ratio: Sequence[int]) -> Tensor:
@@ -270,10 +270,17 @@ def _between(reduce: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int) -
 
 def _decode_where(wanted: Tensor, decode: Decode, field: LabelField, decoded: Tensor, lattice: Tensor) -> None:
     """Decode the points of a lattice that are wanted, (B, *shape) bool, in place."""
-    for points in wanted.nonzero().split(_POINTS_AT_ONCE):
+    for points in _in_parts(wanted):
         place = tuple(points.unbind(1))
         field.put(place, decode(lattice[place]))
     decoded |= wanted
+
+
+def _in_parts(wanted: Tensor) -> Iterator[Tensor]:
+    """Indices (M, 1 + D) of the points that are wanted, (B, *shape) bool, not too many at once; none if none are."""
+    for points in wanted.nonzero().split(_POINTS_AT_ONCE):
+        if len(points):
+            yield points
 
 
 def _at_borders(label: Tensor) -> Tensor:

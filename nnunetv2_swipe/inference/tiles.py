@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nnunetv2_swipe.inference.blocks import Block, TilePart, mean, mean_over_tiles
 from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, padding_of, rows_per_chunk
 from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
-from nnunetv2_swipe.network.swipe_net import FirstLayer, SwIPENet
+from nnunetv2_swipe.network.swipe_net import FirstLayerTerms, SwIPENet
 
 _GAUSSIAN_WIDTH = 1 / 8
 """Standard deviation of the tiles' weights, in tiles: nnU-Net's."""
@@ -39,13 +39,18 @@ class _Tile(NamedTuple):
         """Where it is in the image, (channels, z, y, x)."""
         return (slice(None), *[slice(a, b) for a, b in zip(self.start, self.end, strict=True)])
 
+    def reaches(self, lowest: Sequence[float], highest: Sequence[float]) -> bool:
+        """Whether it may hold positions within bounds along each axis."""
+        axes = zip(self.start, self.end, lowest, highest, strict=True)
+        return all(start - 0.5 <= high and low < end - 0.5 for start, end, low, high in axes)
+
 
 class _Pass(NamedTuple):
     """A tile as one fold sees it, mirrored along some of the network's axes."""
 
     network: SwIPENet
     mirrored: tuple[int, ...]
-    terms: FirstLayer
+    terms: FirstLayerTerms
 
     def mirror(self, axis: int, positions: Tensor) -> Tensor:
         """Positions along one of the network's axes, in voxels of the tile, as this pass sees them."""
@@ -102,9 +107,10 @@ class TiledImage:
             starts = torch.tensor(sorted({tile.start[axis] for tile in self._tiles})[1:])
             borders = torch.searchsorted(p, starts - padding - 0.5).tolist()
             parts.append([slice(a, b) for a, b in itertools.pairwise([0, *borders, len(p)]) if b > a])
-        few_logits = labels_only and self._levels(positions) > 0
-        most = _POINTS_PER_BLOCK if few_logits else min(_VALUES_PER_BLOCK // self.num_classes, _POINTS_PER_BLOCK)
-        return list(itertools.product(*_bounded(parts, most)))
+        most = _VALUES_PER_BLOCK // self.num_classes
+        if labels_only and not self.config.regions:
+            most <<= self._levels(positions)  # the first lattice is the only one whose logits are there at once
+        return list(itertools.product(*_bounded(parts, min(most, _POINTS_PER_BLOCK))))
 
     @torch.inference_mode()
     def decode_lattice(self, positions: Sequence[Tensor], *, labels_only: bool = False) -> Tensor:
@@ -131,18 +137,21 @@ class TiledImage:
 
     @torch.inference_mode()
     def decode(self, points: Tensor) -> Tensor:
-        """Logits (M, K) float32 of positions (M, 3) in voxels of the image; in 2D those of the nearest slice."""
+        """Logits (M, K) float32 of positions (M, 3) in voxels of the image, inside it; in 2D of the nearest slice."""
         return torch.cat([self._decode(part) for part in points.split(rows_per_chunk(self.device))])
 
     def _decode(self, points: Tensor) -> Tensor:
-        points = (points + self._padding).to(self.device)
+        points = points + self._padding
+        lowest, highest = points.amin(0).tolist(), points.amax(0).tolist()
+        tiles = [tile for tile in self._tiles if tile.reaches(lowest, highest)]
+        points = points.to(self.device)
 
-        def logits_in(tile: int, chosen: Tensor) -> Tensor:
-            first = torch.tensor(self._tiles[tile].start, device=self.device)
+        def logits_in(number: int, chosen: Tensor) -> Tensor:
+            first = torch.tensor(tiles[number].start, device=self.device)
             within = (points[chosen] - first)[:, -self.config.dims :]
-            return mean(self._decode_pass(p, within) for p in self.passes(self._tiles[tile]))
+            return mean(self._decode_pass(p, within) for p in self.passes(tiles[number]))
 
-        weights = [reduce(torch.mul, self._weights(tile, points.unbind(1))) for tile in self._tiles]
+        weights = [reduce(torch.mul, self._weights(tile, points.unbind(1))) for tile in tiles]
         return mean_over_tiles(torch.stack(weights), self.num_classes, logits_in)
 
     def _decode_pass(self, by: _Pass, within: Tensor) -> Tensor:
@@ -173,11 +182,13 @@ class TiledImage:
             self._embedded = {t: passes for t, passes in self._embedded.items() if t.end[0] - 0.5 > first}
 
     def passes(self, tile: _Tile) -> list[_Pass]:
-        """The embeddings of a tile by every fold, mirrored in every way; computed when first asked for."""
+        """What every fold, mirrored in every way, makes of a tile; computed when first asked for."""
         if tile not in self._embedded:
             crop = self._crop(tile)
             self._embedded[tile] = [
-                _Pass(network, axes, network.first_layer(network.encode(crop.flip([a + 2 for a in axes]))).to("cpu"))
+                _Pass(
+                    network, axes, network.first_layer_terms(network.encode(crop.flip([a + 2 for a in axes]))).to("cpu")
+                )
                 for network in self._networks
                 for axes in self._mirrored
             ]
@@ -219,7 +230,7 @@ class TiledImage:
                 lattice = within[-self.config.dims :]
                 decoders = [
                     LatticeDecoder(
-                        p.network, p.terms.to(self.device), [p.mirror(axis, v) for axis, v in enumerate(lattice)]
+                        p.network, p.terms, [p.mirror(axis, v) for axis, v in enumerate(lattice)], self.device
                     )
                     for p in self.passes(tile)
                 ]

@@ -33,7 +33,7 @@ _MAX_LOGIT = 50.0
 
 
 class Embeddings(NamedTuple):
-    """What the encoder knows about a batch of crops; `SwIPENet.first_layer` makes of it what is decoded."""
+    """What the encoder knows about a batch of crops; see `SwIPENet.decode_dense` and `first_layer_terms`."""
 
     patch: Tensor
     """z^P, (B, *grid, d)."""
@@ -47,7 +47,7 @@ class Embeddings(NamedTuple):
     """Size of the crop in voxels."""
 
 
-class FirstLayer(NamedTuple):
+class FirstLayerTerms(NamedTuple):
     """What the first layer of D^P makes of the embeddings of a batch of crops; query it with `SwIPENet.decode`."""
 
     patch: Tensor
@@ -59,7 +59,7 @@ class FirstLayer(NamedTuple):
     size: tuple[int, ...]
     """As in `Embeddings`."""
 
-    def to(self, device: torch.device | str) -> "FirstLayer":
+    def to(self, device: torch.device | str) -> "FirstLayerTerms":
         """The same on a device."""
         image, frame = (None if t is None else t.to(device) for t in (self.image, self.source_frame))
         return self._replace(patch=self.patch.to(device), image=image, source_frame=frame)
@@ -173,7 +173,7 @@ class SwIPENet(nn.Module):
             x = F.pad(x, [p for after in reversed(padding) for p in (0, after)])
         return x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
-    def first_layer(self, embeddings: Embeddings) -> FirstLayer:
+    def first_layer_terms(self, embeddings: Embeddings) -> FirstLayerTerms:
         """What all positions of a patch, or of a crop, have in common, computed once.
 
         Args:
@@ -181,13 +181,13 @@ class SwIPENet(nn.Module):
         """
         with network_precision(embeddings.patch.device):
             patch = self.patch_decoder.patch_layer(embeddings.patch)
-            return FirstLayer(patch, self._image_term(embeddings.image), embeddings.source_frame, embeddings.size)
+            return FirstLayerTerms(patch, self._image_term(embeddings.image), embeddings.source_frame, embeddings.size)
 
-    def decode(self, terms: FirstLayer, points: Tensor, sample: Tensor, patches: Tensor | None = None) -> Tensor:
+    def decode(self, terms: FirstLayerTerms, points: Tensor, sample: Tensor, patches: Tensor | None = None) -> Tensor:
         """Class logits at continuous positions, by D^P.
 
         Args:
-            terms: Output of `first_layer`.
+            terms: Output of `first_layer_terms`.
             points: Positions (M, D) in voxels of the crop, voxel centres at integers.
             sample: Which crop of the batch each point is in, (M,) int64.
             patches: Grid index (M, D) of the patch that decodes each point; default: the patch it lies in.
@@ -207,7 +207,7 @@ class SwIPENet(nn.Module):
             frame=None if terms.source_frame is None else terms.source_frame.index_select(0, sample),
         )
 
-    def decode_blended(self, terms: FirstLayer, points: Tensor, sample: Tensor) -> Tensor:
+    def decode_blended(self, terms: FirstLayerTerms, points: Tensor, sample: Tensor) -> Tensor:
         """As `decode`, blending the 2^D nearest patches with multilinear weights: continuous across patch borders."""
         patches, weights = nearest_patches(points, self.config.patch_size, terms.patch.shape[1:-1])
         n = len(patches)
@@ -229,7 +229,7 @@ class SwIPENet(nn.Module):
         levels = self.config.mise_levels
         if positions is not None:
             levels = levels_of_lattice(levels, positions)
-        return decode_field(LatticeDecoder(self, self.first_layer(embeddings), positions), self.config, levels)
+        return decode_field(LatticeDecoder(self, self.first_layer_terms(embeddings), positions), self.config, levels)
 
     def _image_term(self, z_image: Tensor) -> Tensor | None:
         """What z^I (B, d) adds to the first layer of D^P, (B, features), if anything."""
