@@ -19,8 +19,8 @@ from nnunetv2_swipe.report.plan_in_words import plan_in_words
 from nnunetv2_swipe.report.structures import Structures
 from nnunetv2_swipe.report.training import crop_with_points, training_curves
 
-LARGE = 1 << 23
-"""Voxels; of larger images the embeddings of all tiles are not kept, and surfaces are those of the label map."""
+LARGE = 1 << 22
+"""Voxels; of larger images not all tiles are kept (here, with S = 2, some 7 GB), and surfaces are the label map's."""
 
 
 def case_rows(
