@@ -59,12 +59,12 @@ def _uncertainties(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _output_grid(arguments: argparse.Namespace, predictor: SwIPEPredictor) -> OutputGrid:
     """The grid that the arguments ask for."""
-    like = None if arguments.like is None else _grid_of_file(arguments.like, predictor)
+    like = None if arguments.like is None else _grid_as_read(arguments.like, predictor)
     spacing = None if arguments.spacing is None else tuple(arguments.spacing)
     return OutputGrid(spacing=spacing, size=None if arguments.size is None else tuple(arguments.size), like=like)
 
 
-def _grid_of_file(file: str, predictor: SwIPEPredictor) -> Grid:
+def _grid_as_read(file: str, predictor: SwIPEPredictor) -> Grid:
     """The grid of an image, as the model's reader reads it."""
     if not Path(file).is_file():
         raise ValueError(f"The image {file} does not exist.")

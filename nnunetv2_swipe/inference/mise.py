@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from nnunetv2_swipe.network.coordinates import flat_index
 
 if TYPE_CHECKING:
     from nnunetv2_swipe.config import SwIPEConfig
@@ -84,11 +82,13 @@ class LabelField:
     Attributes:
         label: Labels, (B, 1, *shape) int16, or with regions (B, K, *shape) bool.
         certainty: How far logits are from another label, (B, *shape); interpolated where they are not decoded.
+        decoded: Which points are decoded, (B, *shape) bool.
     """
 
     def __init__(self, logits: Tensor, margin: float, regions: bool) -> None:
         self._margin, self._regions = margin, regions
         self.label, self.certainty = self._judged(logits)
+        self.decoded = torch.ones_like(self.certainty, dtype=torch.bool)
 
     @property
     def uncertain(self) -> Tensor:
@@ -108,15 +108,21 @@ class LabelField:
         for axis, (n, r) in enumerate(zip(self.label.shape[2:], ratio, strict=True), start=2):
             self.label = self.label.repeat_interleave(r, axis).narrow(axis, 0, (n - 1) * r + 1)
         self.certainty = _interpolated(self.certainty[:, None], self.label.shape[2:])[:, 0]
+        decoded = torch.zeros_like(self.certainty, dtype=torch.bool)
+        every_other = (slice(None), *[slice(None, None, r) for r in ratio])
+        decoded[every_other] = self.decoded
+        self.decoded = decoded
 
     def put(self, place: Place, logits: Tensor) -> None:
         """Set what decoded logits (M, K) say."""
         self.label.movedim(1, -1)[place], self.certainty[place] = self._judged(logits)
+        self.decoded[place] = True
 
     def crop(self, size: Sequence[int]) -> None:
         """Leave out what lies beyond the crop."""
         self.label = _cropped(self.label, size)
         self.certainty = _cropped(self.certainty[:, None], size)[:, 0]
+        self.decoded = _cropped(self.decoded[:, None], size)[:, 0]
 
     def _judged(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Labels of logits (B, K, ...), and their certainty, (B, ...)."""
@@ -195,32 +201,31 @@ def coarse_to_fine(
     shape = [-(-(n - 1) // s) + 1 for n, s in zip(size, step, strict=True)]
     index = _lattice(batch, size, step, shape, device)
     field = kind(decode(index.flatten()).unflatten(0, index.shape).movedim(-1, 1).contiguous(), margin, regions)
-    decoded = torch.ones(index.shape, dtype=torch.bool, device=device)
     coarsest = True
     while max(step) > 1:
         ratio = [min(s, 2) for s in step]
         step = [s // r for s, r in zip(step, ratio, strict=True)]
         wanted = _between_labels(field.label, ratio)
         field.halve(ratio)
-        decoded = _halved(decoded, ratio)
-        lattice = _lattice(batch, size, step, decoded.shape[1:], device)
+        lattice = _lattice(batch, size, step, field.decoded.shape[1:], device)
         if coarsest:
-            centres = _centres(decoded, ratio)
-            _decode_where(centres, decode, field, decoded, lattice)
+            centres = torch.zeros_like(field.decoded)
+            middle = (slice(None), *[slice(r // 2, None, r) for r in ratio])
+            centres[middle] = True
+            _decode_where(centres, decode, field, lattice)
             wanted |= _at_borders((centres & field.uncertain)[:, None])  # they, and what is next to them
             coarsest = False
-        _decode_where((wanted | field.uncertain) & ~decoded, decode, field, decoded, lattice)
-        while (wanted := _at_borders(field.label) & ~decoded).any():
-            _decode_where(wanted, decode, field, decoded, lattice)
+        _decode_where((wanted | field.uncertain) & ~field.decoded, decode, field, lattice)
+        while (wanted := _at_borders(field.label) & ~field.decoded).any():
+            _decode_where(wanted, decode, field, lattice)
     field.crop(size)
     return field
 
 
 def redecode_borders(decode: Decode, field: LabelField) -> None:
     """Decode anew, in place, the voxels of uncertain labels and those with a neighbour of another label."""
-    near = _at_borders(field.label) | field.uncertain
-    for points in _in_parts(near):
-        field.put(tuple(points.unbind(1)), decode(flat_index(points, field.certainty.shape)))
+    voxels = torch.arange(field.certainty.numel(), device=field.certainty.device).view(field.certainty.shape)
+    _decode_where(_at_borders(field.label) | field.uncertain, decode, field, voxels)
 
 
 def _lattice(
@@ -232,23 +237,6 @@ def _lattice(
         points = (torch.arange(n_points, device=device) * s).clamp(max=n - 1)
         index = index * n + points.view([-1 if i == axis else 1 for i in range(len(size) + 1)])
     return index
-
-
-def _halved(decoded: Tensor, ratio: Sequence[int]) -> Tensor:
-    """Which points of the finer lattice are decoded already."""
-    shape = [(n - 1) * r + 1 for n, r in zip(decoded.shape[1:], ratio, strict=True)]
-    known = torch.zeros((len(decoded), *shape), dtype=torch.bool, device=decoded.device)
-    every_other = (slice(None), *[slice(None, None, r) for r in ratio])
-    known[every_other] = decoded
-    return known
-
-
-def _centres(decoded: Tensor, ratio: Sequence[int]) -> Tensor:
-    """Points of the finer lattice, (B, *finer) bool, in the middle of the cells of the coarser one."""
-    middle = (slice(None), *[slice(r // 2, None, r) for r in ratio])
-    centres = torch.zeros_like(decoded)
-    centres[middle] = True
-    return centres
 
 
 def _between_labels(label: Tensor, ratio: Sequence[int]) -> Tensor:
@@ -268,19 +256,12 @@ def _between(reduce: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int) -
     return torch.cat((pairs, x.narrow(axis, n - 1, 1)), axis)
 
 
-def _decode_where(wanted: Tensor, decode: Decode, field: LabelField, decoded: Tensor, lattice: Tensor) -> None:
-    """Decode the points of a lattice that are wanted, (B, *shape) bool, in place."""
-    for points in _in_parts(wanted):
-        place = tuple(points.unbind(1))
-        field.put(place, decode(lattice[place]))
-    decoded |= wanted
-
-
-def _in_parts(wanted: Tensor) -> Iterator[Tensor]:
-    """Indices (M, 1 + D) of the points that are wanted, (B, *shape) bool, not too many at once; none if none are."""
+def _decode_where(wanted: Tensor, decode: Decode, field: LabelField, lattice: Tensor) -> None:
+    """Decode the points of a lattice that are wanted, (B, *shape) bool, in place, not too many at once."""
     for points in wanted.nonzero().split(_POINTS_AT_ONCE):
         if len(points):
-            yield points
+            place = tuple(points.unbind(1))
+            field.put(place, decode(lattice[place]))
 
 
 def _at_borders(label: Tensor) -> Tensor:

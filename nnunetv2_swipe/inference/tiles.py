@@ -186,9 +186,7 @@ class TiledImage:
         if tile not in self._embedded:
             crop = self._crop(tile)
             self._embedded[tile] = [
-                _Pass(
-                    network, axes, network.first_layer_terms(network.encode(crop.flip([a + 2 for a in axes]))).to("cpu")
-                )
+                _Pass(network, axes, _terms(network, crop.flip([a + 2 for a in axes])))
                 for network in self._networks
                 for axes in self._mirrored
             ]
@@ -286,6 +284,11 @@ def _of_voxels(values: Tensor, patch_size: Sequence[int], size: Sequence[int]) -
     for axis, (s, n) in enumerate(zip(patch_size, size, strict=True), start=1):
         values = values.repeat_interleave(s, axis).narrow(axis, 0, n)
     return values
+
+
+def _terms(network: SwIPENet, crop: Tensor) -> FirstLayerTerms:
+    """What a network makes of a crop, in main memory."""
+    return network.first_layer_terms(network.encode(crop)).to("cpu")
 
 
 def _tile(slicer: Sequence[slice | int]) -> _Tile:
