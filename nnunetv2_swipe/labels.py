@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 
@@ -26,7 +27,7 @@ def as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
 
 def require_declared(segmentation: np.ndarray, declared: Sequence[int], subject: str) -> None:
     """ValueError, beginning with `subject` (a file, say), if a segmentation holds an undeclared label."""
-    undeclared = np.setdiff1d(segmentation, declared)
+    undeclared = np.setdiff1d(pd.unique(segmentation.ravel()), declared)  # numpy would sort all voxels
     if len(undeclared):
         raise ValueError(
             f"{subject} holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: "

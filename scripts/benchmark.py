@@ -10,7 +10,8 @@ predict with, unless FOLDER holds one or --model names one. `grid`: that model's
 beside nnU-Net's resampled ones, and how its uncertainty ranks errors. `export`: from embeddings, or
 logits, to the label file of a large synthetic image of many classes. `accuracy`: the trainings that a study file
 lists, scored; what FOLDER holds of them is not run again. All print Markdown tables and write them, and all numbers as
-JSON, to FOLDER (`accuracy`: to FOLDER/accuracy). DATA is as for `real_data.py`.
+JSON, to FOLDER (`accuracy`: to FOLDER/accuracy). FOLDER keeps the plans of its first run: after a change of the planner
+take another one. DATA is as for `real_data.py`.
 """
 
 import argparse
@@ -104,7 +105,7 @@ def accuracy(arguments: argparse.Namespace) -> None:
     for plans in dict.fromkeys(model.plans for model in study.models):
         os.environ |= real_data.prepare(study.dataset, arguments.data, folder, plans)
     os.environ.setdefault("nnUNet_n_proc_DA", "0")
-    results = run_study(study, folder / "accuracy" / "cells", arguments.device)
+    results = run_study(study, folder / "accuracy" / f"cells_{arguments.device}", arguments.device)
     tables = report(study, results)
     command = f"python scripts/benchmark.py accuracy {arguments.study} --data DATA"
     if arguments.device != "cpu":

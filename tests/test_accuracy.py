@@ -57,6 +57,13 @@ class TestScores:
         scores = self.score(np.roll(truth, 1, 1), truth, tolerance=None)
         assert scores == {"Dice": pytest.approx(5 / 6), "NSD": 1, "HD95": 1}
 
+    def test_two_dimensions_on_a_coarser_grid(self):
+        """Its pixels are four of the training resolution wide, twice the tolerance."""
+        truth = block(*CUBE)[5:6]
+        scores = self.score(np.roll(truth, 1, 1), truth, spacing=(999, 4, 4), tolerance=None)
+        assert scores["HD95"] == 4
+        assert scores["NSD"] < 0.9
+
     def test_a_structure_in_one_map_only_has_the_worst_scores(self):
         nothing = np.zeros_like(block(*CUBE))
         worst = {"Dice": 0, "NSD": 0, "HD95": pytest.approx(math.sqrt(36**2 + 2 * 12**2))}

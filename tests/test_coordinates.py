@@ -168,13 +168,22 @@ def computed_source(crop):
     return source_coordinates(p_image, frame.expand(len(p_image), -1, -1)).T.reshape(3, *size)
 
 
+def random_transforms(pipeline):
+    """Those of intensity."""
+    steps = [t for t in pipeline.transforms if isinstance(t, OnImageOnly)]
+    found = [t for step in steps for t in step.transform.transforms if isinstance(t, RandomTransform)]
+    assert len(found) > 3
+    return found
+
+
 def augmented_crop(shape, crop, seed, *, rotation, dummy_2d):
     """A crop of an index image as nnU-Net's training loader makes it, always rotated and scaled, intensities kept."""
     pipeline = keep_source_frame(
         nnUNetTrainer.get_training_transforms(crop, rotation, None, tuple(range(len(crop))), dummy_2d)
     )
-    steps = [t for t in pipeline.transforms if not isinstance(getattr(t, "transform", t), RandomTransform)]
-    for step in steps:
+    for transform in random_transforms(pipeline):
+        transform.apply_probability = 0
+    for step in pipeline.transforms:
         if isinstance(step, SpatialTransform):
             step.p_rotation = step.p_scaling = 1
     before_augmentation = get_patch_size(crop, rotation, rotation, rotation, (0.85, 1.25))
@@ -187,7 +196,7 @@ def augmented_crop(shape, crop, seed, *, rotation, dummy_2d):
         before_augmentation.tolist(),
         crop,
         SimpleNamespace(all_labels=[0, 1], has_ignore_label=False),
-        transforms=ComposeTransforms(steps),
+        transforms=pipeline,
     )
     np.random.seed(seed)  # noqa: NPY002  (what nnU-Net draws from)
     torch.manual_seed(seed)
@@ -295,9 +304,9 @@ def test_reading_a_box_adds_the_frame_of_that_box():
 @pytest.mark.parametrize("size", [(12, 14), (9, 12, 10)])
 def test_intensity_transforms_change_the_image_and_not_the_frame(size):
     pipeline = keep_source_frame(nnUNetTrainer.get_training_transforms(size, HALF_TURN, None, (0, 1), False))
-    steps = [t for t in pipeline.transforms if isinstance(t, OnImageOnly) and isinstance(t.transform, RandomTransform)]
-    for step in steps:
-        step.transform.apply_probability = 1
+    steps = [t for t in pipeline.transforms if isinstance(t, OnImageOnly)]
+    for transform in random_transforms(pipeline):
+        transform.apply_probability = 1
     before = torch.rand(N_SOURCE_CHANNELS + 2, *size, generator=torch.Generator().manual_seed(0))
     after = ComposeTransforms(steps)(image=before.clone())["image"]
     assert torch.equal(after[:N_SOURCE_CHANNELS], before[:N_SOURCE_CHANNELS])

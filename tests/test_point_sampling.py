@@ -125,6 +125,21 @@ class TestIgnoreLabel:
         assert sample.target.max() == 2
         assert sample.weight.sum().item() == pytest.approx((label != IGNORE).sum().item(), rel=1e-5)
 
+    @pytest.mark.parametrize("regions", [False, True])
+    def test_what_is_ignored_is_no_boundary(self, tiny_config, regions):
+        """Where a single slice is annotated, its voxels are as near a boundary as if all slices were like it."""
+        alike = boxes()[..., 8:9, :, :].expand(1, 1, *SIZE)
+        target = torch.where(torch.arange(SIZE[0]).view(-1, 1, 1) == 8, alike, IGNORE)
+        if regions:
+            alike, target = (torch.cat([t == 1, t == 2, t == IGNORE], 1) for t in (alike, target))
+        config = tiny_config(boundary_radius=(2, 1, 1), regions=regions)
+        (classes, expected), (found_classes, found) = (
+            point_sampling._classes_and_boundary(t, config, 3 - regions, IGNORE) for t in (alike, target)
+        )
+        assert torch.equal(found_classes[:, 8], classes[:, 8])
+        assert torch.equal(found[:, 8], expected[:, 8])
+        assert 0 < found[:, 8].sum() < found[:, 8].numel() / 2
+
     def test_a_crop_without_annotation_counts_nothing(self, tiny_config):
         """Beside one that has some; its targets must still be classes, or the cross-entropy fails."""
         label = torch.cat((boxes(), torch.full((1, 1, *SIZE), IGNORE, dtype=torch.int16)))

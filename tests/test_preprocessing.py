@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, save_pickle
 from nnunet_helpers import (
     ABDOMEN,
     PLANS,
@@ -27,7 +28,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
-from nnunetv2_swipe.planners.swipe_planner import shared_identifier
+from nnunetv2_swipe.planners.shared_data import other_plans, shared_identifier
 from nnunetv2_swipe.preprocessing import SwIPEPreprocessor, SwIPEPreprocessor_withSourceFrame
 from nnunetv2_swipe.preprocessing.source_coordinates import ImageWithSourceFrame, SwIPEDatasetBlosc2
 
@@ -159,7 +160,7 @@ def test_undeclared_label_is_named(image, labels, tmp_path):
     array = read_labels(labels)
     array[0, 0, 0] = 9
     file = str(write_volume(array, tmp_path / "labels.nii.gz", like=sitk.ReadImage(labels)))
-    with pytest.raises(ValueError, match=rf"{CASE}_0000\.nii\.gz: the segmentation holds the label 9"):
+    with pytest.raises(ValueError, match=rf"{CASE}_0000\.nii\.gz, {file}: the segmentation holds the label 9"):
         run_case(SwIPEPreprocessor, image, file)
 
 
@@ -187,6 +188,19 @@ def swap_cases(folder):
         shutil.copy(folder / f"{other}{ending}", folder / f"{CASE}{ending}")
 
 
+def keep_a_case_that_is_no_more(folder):
+    for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+        shutil.copy(folder / f"{CASE}{ending}", folder / f"gone{ending}")
+
+
+def be_of_other_classes(folder):
+    """As after a change of the labels in dataset.json."""
+    file = folder / f"{CASE}.pkl"
+    properties = load_pickle(str(file))
+    properties["class_locations"][9] = properties["class_locations"].pop(1)
+    save_pickle(properties, str(file))
+
+
 def test_shared_data_are_kept_when_up_to_date(data_folder):
     before = stamps(data_folder)
     preprocess()
@@ -194,7 +208,7 @@ def test_shared_data_are_kept_when_up_to_date(data_folder):
     assert [f.name for f in data_folder.parent.iterdir() if f.name.startswith(f"{PLANS}_")] == []
 
 
-@pytest.mark.parametrize("damage", [age, lose_a_file, swap_cases])
+@pytest.mark.parametrize("damage", [age, lose_a_file, swap_cases, keep_a_case_that_is_no_more, be_of_other_classes])
 def test_shared_data_are_made_again_when_not(data_folder, damage):
     before = stamps(data_folder)
     shapes = {c: nnUNetDatasetBlosc2(str(data_folder), [c]).load_case(c)[0].shape for c in (CASE, "abdomen_001")}
@@ -242,7 +256,7 @@ def test_data_are_shared_with_a_plan_of_the_same_preprocessing(change, shared):
     own = deepcopy(stock)
     own["configurations"]["3d_fullres"]["data_identifier"] = "Own_3d_fullres"
     change(own)
-    identifier = shared_identifier(own, "3d_fullres", [{"labels": {}}, ["no plan"], stock])
+    identifier = shared_identifier(own, "3d_fullres", [stock])
     assert identifier == ("nnUNetPlans_3d_fullres" if shared else "Own_3d_fullres")
 
 
@@ -253,6 +267,28 @@ def test_data_that_another_plan_uses_are_not_replaced():
     other["configurations"]["3d_fullres"]["spacing"] = [4.0, 4.0, 4.0]
     with pytest.raises(ValueError, match=r"(?s)'Other' uses the data in nnUNetPlans_3d_fullres.*overwrite_plans_name"):
         shared_identifier(own, "3d_fullres", [other])
+
+
+def test_data_of_another_plan_are_not_replaced(data_folder):
+    """As after nnUNetv2_move_plans_between_datasets, which leaves the name of the folder."""
+    other = json.loads(plans_file(ABDOMEN, "nnUNetPlans").read_text()) | {"plans_name": "Other"}
+    other["configurations"]["3d_fullres"]["spacing"] = [4.0, 4.0, 4.0]
+    before = stamps(data_folder)
+    file = plans_file(ABDOMEN, "Other")
+    file.write_text(json.dumps(other))
+    try:
+        with pytest.raises(ValueError, match=r"(?s)'Other' uses the data in nnUNetPlans_3d_fullres.* -tp "):
+            preprocess()
+    finally:
+        file.unlink()
+    assert stamps(data_folder) == before
+
+
+def test_plans_are_told_from_other_files(tmp_path):
+    plan_of = {"configurations": {}}
+    for name, content in {"Own": plan_of, "Other": plan_of, "splits_final": [], "dataset": {"labels": {}}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert other_plans(tmp_path, "Own") == [plan_of]
 
 
 def test_data_of_a_plan_whose_name_begins_alike_are_kept(data_folder):

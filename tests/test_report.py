@@ -453,3 +453,13 @@ def test_the_plan_says_when_it_was_edited(tiny_config):
     assert "today's rule gives 128" in rows["Width of the embeddings d"].reason
     without = {row.name: row for row in plan_in_words(configuration, config, None, {}, 3)}
     assert "vessel" not in without["Patch size S"].reason
+
+
+def test_an_image_in_2d_is_measured_in_pixels():
+    """One pixel away is within the two of the NSD, however large pixels are."""
+    truth = np.zeros((1, 12, 12), dtype=np.uint8)
+    truth[0, 2:8, 2:8] = 1
+    prediction = np.roll(truth, 1, 1)
+    volumes = case_views.Volumes(truth[None], prediction, truth, Grid(truth.shape, np.diag([4.0, 4, 4, 1])), None)
+    (scores,) = case_views.scores_of(volumes, Structures({"a": (1,)}, False, None)).values()
+    assert scores == {"Dice": pytest.approx(5 / 6), "NSD": 1, "size": 36, "true size": 36}

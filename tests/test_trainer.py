@@ -193,8 +193,12 @@ def test_a_further_fold_takes_the_block_of_the_model_folder():
     def change(plans):
         plans["configurations"]["3d_fullres"]["swipe"]["n_points"] = derived + 1
 
-    edit_json(Path(first.output_folder_base, "plans.json"), change)
+    plans = Path(first.output_folder_base, "plans.json")
+    edit_json(plans, change)
     assert make(plans="nnUNetPlans", fold=1).config.n_points == derived + 1
+    edit_json(plans, lambda p: p["configurations"]["3d_fullres"]["swipe"].pop("n_spo"))
+    with pytest.raises(ValueError, match=r"plans\.json, of folds trained before: SwIPE plan: key 'n_spo' is missing"):
+        make(plans="nnUNetPlans", fold=1)
     # but not after the configuration itself has changed
     replanned = make(plans="nnUNetPlans", fold=1, edit=lambda c: c.update(batch_size=c["batch_size"] + 1))
     assert replanned.config.n_points == derived
@@ -261,6 +265,34 @@ def test_checkpoint_restores_network_optimizer_and_epoch(tmp_path):
     assert other.optimizer.state_dict()["state"].keys() == trainer.optimizer.state_dict()["state"].keys() != set()
 
 
+def test_a_training_is_resumed_as_long_as_it_began(tmp_path, monkeypatch):
+    """Unless the environment says otherwise; also with the checkpoints written thereafter."""
+    monkeypatch.setenv("SWIPE_NUM_EPOCHS", "40")
+    trainer = make()
+    trainer.initialize()
+    trainer.save_checkpoint(str(tmp_path / "first.pth"))
+    monkeypatch.delenv("SWIPE_NUM_EPOCHS")
+    resumed = make(fold=1)
+    resumed.load_checkpoint(str(tmp_path / "first.pth"))
+    assert (resumed.num_epochs, resumed.save_every, resumed.num_iterations_per_epoch) == (40, 2, 2)
+    assert resumed.lr_scheduler.num_epochs == 40
+    monkeypatch.setenv("SWIPE_NUM_EPOCHS", "60")
+    extended = make(fold=1)
+    extended.load_checkpoint(str(tmp_path / "first.pth"))
+    assert extended.num_epochs == extended.lr_scheduler.num_epochs == 60
+    assert "began as one of 40 epochs" in Path(extended.log_file).read_text()
+    extended.save_checkpoint(str(tmp_path / "second.pth"))
+    monkeypatch.delenv("SWIPE_NUM_EPOCHS")
+    again = make(fold=1)
+    again.load_checkpoint(str(tmp_path / "second.pth"))
+    assert again.num_epochs == 60
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_best\.pth"):
+        make().load_checkpoint(str(tmp_path / "checkpoint_best.pth"))
+
+
 @pytest.mark.parametrize("fused", [True, None])
 def test_checkpoint_of_another_device_leaves_the_optimizer_its_kernels(tmp_path, fused):
     trainer = make()
@@ -278,7 +310,7 @@ def test_truncated_checkpoint_is_named(tmp_path):
     file = tmp_path / "checkpoint_latest.pth"
     trainer.save_checkpoint(str(file))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(RuntimeError, match=r"(?s)checkpoint_latest\.pth cannot be read .*checkpoint_best"):
+    with pytest.raises(RuntimeError, match=r"(?s)checkpoint_latest\.pth cannot be read .*Delete it"):
         make().load_checkpoint(str(file))
 
 
@@ -336,6 +368,24 @@ def test_broken_image_is_named_by_its_case_before_the_weights_change(step):
     with pytest.raises(RuntimeError, match="preprocessed image of broken holds NaN"):
         getattr(trainer, step)(batch)
     assert all(torch.isfinite(p).all() for p in trainer.network.parameters())
+
+
+def test_an_overflow_that_stays_stops_the_training(monkeypatch):
+    """In half precision, where a single one is for the GradScaler to skip."""
+    monkeypatch.setattr(swipe_trainer, "amp_dtype", lambda _: torch.float16)
+    trainer = make()
+    batch = start(trainer)
+    monkeypatch.setattr(trainer, "batch_loss", lambda *_: torch.tensor(torch.inf))
+    monkeypatch.setattr(trainer, "_update", lambda _: None)
+    for _ in range(swipe_trainer.MAX_OVERFLOWS - 1):
+        trainer.train_step(batch)
+    monkeypatch.setattr(trainer, "batch_loss", lambda *_: torch.tensor(1.0))
+    trainer.train_step(batch)  # begins anew
+    monkeypatch.setattr(trainer, "batch_loss", lambda *_: torch.tensor(torch.inf))
+    for _ in range(swipe_trainer.MAX_OVERFLOWS - 1):
+        trainer.train_step(batch)
+    with pytest.raises(RuntimeError, match=r"50 times in a row.*SWIPE_AMP=off"):
+        trainer.train_step(batch)
 
 
 def test_divergence_stops_the_training():

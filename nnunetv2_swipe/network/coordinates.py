@@ -2,7 +2,7 @@
 
 Axis order is always array order (z, y, x). Voxel centres sit at integer indices, so voxel ``i`` covers
 ``[i - 1/2, i + 1/2]``. Positions are continuous voxel indices ``v`` in float32. A *patch* is SwIPE's patch (a cell
-of the embedding grid, ``stride`` voxels wide), not nnU-Net's patch, which is called *crop* here.
+of the embedding grid, ``patch_size`` voxels wide), not nnU-Net's patch, which is called *crop* here.
 
 The *source frame* tells where a voxel of the crop lies in the whole preprocessed image. It travels to the network
 as leading input channels: three coordinates (z, y, x; each in [-1, 1]) and one channel of ones. Everything
@@ -26,9 +26,9 @@ N_SOURCE_CHANNELS = N_SOURCE_AXES + 1
 _INSIDE_IMAGE = 0.999
 
 
-def grid_shape(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+def grid_shape(size: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
     """Number of patches per axis of an image of ``size`` voxels."""
-    return tuple(-(-n // s) for n, s in zip(size, stride, strict=True))
+    return tuple(-(-n // s) for n, s in zip(size, patch_size, strict=True))
 
 
 def axis_tensor(values: Sequence[int], like: Tensor) -> Tensor:
@@ -44,19 +44,19 @@ def voxel_centres(size: Sequence[int], device: torch.device | str = "cpu") -> Te
 
 
 def image_coordinates(v: Tensor, size: Sequence[int]) -> Tensor:
-    """p^I in [-1, 1]: position within the crop, cell-centred (method section 3.1). ``v`` is (..., D)."""
+    """p^I in [-1, 1]: position within the crop, cell-centred. ``v`` is (..., D)."""
     return (v + 0.5) * (2.0 / axis_tensor(size, v)) - 1.0
 
 
-def patch_index(v: Tensor, stride: Sequence[int], grid: Sequence[int]) -> Tensor:
+def patch_index(v: Tensor, patch_size: Sequence[int], grid: Sequence[int]) -> Tensor:
     """Grid index of the patch that holds each position, clamped to the grid; (..., D) int64."""
-    index = torch.floor((v + 0.5) / axis_tensor(stride, v)).long()
+    index = torch.floor((v + 0.5) / axis_tensor(patch_size, v)).long()
     return index.clamp_(min=0).minimum(axis_tensor(grid, index) - 1)
 
 
-def patch_coordinates(v: Tensor, index: Tensor, stride: Sequence[int]) -> Tensor:
+def patch_coordinates(v: Tensor, index: Tensor, patch_size: Sequence[int]) -> Tensor:
     """p^P: position relative to the centre of patch ``index``, [-1, 1] inside it and [-3, 3] in its neighbours."""
-    s = axis_tensor(stride, v)
+    s = axis_tensor(patch_size, v)
     return (v + 0.5) * (2.0 / s) - (2 * index + 1).to(v.dtype)
 
 
@@ -77,7 +77,7 @@ def unravel(flat: Tensor, size: Sequence[int]) -> Tensor:
     return torch.stack(axes[::-1], -1)
 
 
-def nearest_patches(v: Tensor, stride: Sequence[int], grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+def nearest_patches(v: Tensor, patch_size: Sequence[int], grid: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The 2^D patches whose centres surround each position, and their multilinear weights.
 
     The weights are a partition of unity: they sum to one, are continuous across patch borders, and a weight is zero
@@ -85,14 +85,14 @@ def nearest_patches(v: Tensor, stride: Sequence[int], grid: Sequence[int]) -> tu
 
     Args:
         v: Positions (M, D) in voxels.
-        stride: Patch size in voxels per axis.
+        patch_size: Patch size in voxels per axis.
         grid: Patches per axis.
 
     Returns:
         Patch indices (2^D, M, D), int64, and weights (2^D, M).
     """
     last = axis_tensor(grid, v) - 1
-    position = ((v + 0.5) / axis_tensor(stride, v) - 0.5).clamp(min=0).minimum(last)
+    position = ((v + 0.5) / axis_tensor(patch_size, v) - 0.5).clamp(min=0).minimum(last)
     lower = torch.floor(position)
     upper = (lower + 1).minimum(last)
     fraction = position - lower
@@ -129,7 +129,7 @@ def source_channels(shape: Sequence[int], box: Sequence[slice] | None = None) ->
 
 
 def fit_source_frame(channels: Tensor) -> Tensor:
-    """Least-squares affine map from crop voxels to source coordinates, from the voxels inside the image.
+    """Least-squares affine map from image coordinates p^I to source coordinates, from the voxels inside the image.
 
     Args:
         channels: (B, 4, *size) source-frame channels as they arrive in a crop, D = 2 or 3 spatial axes.

@@ -18,7 +18,7 @@ class RFBLite(nn.Module):
     """Receptive field block: branches of growing kernel and dilation, each of half width.
 
     They are merged by a 1x1 convolution as in the original (Liu et al., ECCV 2018): a 3x3x3 one takes a fifth of a
-    training step and is not measurably more accurate (docs/results.md).
+    training step and was not measurably more accurate in 3D (docs/results.md).
     """
 
     def __init__(self, *, dims: int, in_channels: int, features: int, norm: str) -> None:

@@ -55,12 +55,16 @@ def _measure_case(
     segmentation, properties = recursive_find_reader_writer_by_name(reader_name)().read_seg(file)
     segmentation = segmentation[0]
     require_declared(segmentation, allowed, file)
-    masks = {name: np.isin(segmentation, labels) for name, labels in structures.items()}
-    return {name: measure_mask(m, properties["spacing"]) for name, m in masks.items() if m.any()}
+    measured = {}
+    for name, labels in structures.items():
+        mask = np.isin(segmentation, labels)  # one at a time: there may be a hundred, of a whole body
+        if mask.any():
+            measured[name] = measure_mask(mask, properties["spacing"])
+    return measured
 
 
 def foreground_structures(label_manager: LabelManager) -> dict[str, list[int]]:
-    """Name -> labels of every foreground class, or region of region-based training."""
+    """The labels of every foreground class or region, named by them: "1", "(1, 2)"."""
     structures = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
     return {str(s): [int(v) for v in (s if isinstance(s, tuple) else (s,))] for s in structures}
 

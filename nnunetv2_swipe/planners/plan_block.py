@@ -104,7 +104,10 @@ def with_swipe_block(
     config = SwIPEConfig.from_dict(block).replace(**changes)
     if config.regions != labels.has_regions:
         kind = "overlapping regions" if labels.has_regions else "exclusive classes"
-        raise ValueError(f'SwIPE plan: "regions" is {config.regions}, but dataset.json declares {kind}.')
+        raise ValueError(
+            f'SwIPE plan: "regions" is {config.regions}, but dataset.json declares {kind}. Set it to '
+            f"{str(labels.has_regions).lower()}, or delete the whole {PLAN_KEY!r} block."
+        )
     entry = plan["configurations"][configuration]
     entry[PLAN_KEY] = config.to_dict()
     configured = manager.get_configuration(configuration).configuration
@@ -139,7 +142,11 @@ def _statistics_of_preprocessed_dataset(
 
 
 def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_name: str) -> dict[str, Any] | None:
-    """The block an earlier fold of this model was trained with, if its configuration was the same."""
+    """The block an earlier fold of this model was trained with, if its configuration was the same.
+
+    Raises:
+        ValueError: It is not valid (any more).
+    """
     if not nnUNet_results.is_set():
         return None
     model = f"{trainer_name}__{manager.plans_name}__{configuration}"
@@ -151,4 +158,10 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
     current = dict(manager.get_configuration(configuration).configuration)
     for c in (stored, current):
         c["preprocessor_name"] = data_preprocessor(c)
-    return block if stored == current else None
+    if block is None or stored != current:
+        return None
+    try:
+        SwIPEConfig.from_dict(block)
+    except ValueError as e:
+        raise ValueError(f"{file}, of folds trained before: {e}") from e
+    return block

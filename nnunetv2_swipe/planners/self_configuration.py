@@ -18,7 +18,7 @@ LARGEST_PATCH_OF_LARGE_CROPS = 32
 MAX_PATCHES_PER_CROP = 1 << 15
 MAX_STAGES = 4
 BACKBONE = {2: "Res2Net", 3: "PlainConvEncoder"}
-"""In 2D the paper's; in 3D its groups of few channels learn slower than plain convolutions (docs/results.md)."""
+"""In 2D the paper's; in 3D plain convolutions are as accurate, or more, in less time (docs/results.md, ablations)."""
 FEATURES_AT_STRIDE = {
     2: {1: 32, 2: 64, 4: 128, 8: 160, 16: 192, 32: 256},
     3: {1: 32, 2: 64, 4: 96, 8: 128, 16: 160, 32: 160},
@@ -29,7 +29,8 @@ NECK_FEATURES = {2: 32, 3: 64}
 PATCH_DECODER_FEATURES = {2: (256, 256, 256), 3: (256, 256)}
 """In 2D the paper's; in 3D two hidden layers are as accurate as its deeper decoder, and faster (docs/results.md)."""
 POINT_WEIGHT_EXPONENT = 0.5
-"""Half-way between unbiased weights (1), of lower Dice in 2D and 3D, and the paper's none (0) (docs/results.md)."""
+"""Half-way between unbiased weights (1), of lower Dice but in short trainings in 3D, and the paper's none (0)
+(docs/results.md)."""
 INITIAL_LR = 2e-3
 """The paper's 7.5e-4 in 3D learns slower, its 5e-4 in 2D probably, too (docs/results.md)."""
 

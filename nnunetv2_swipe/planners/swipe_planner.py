@@ -1,11 +1,10 @@
 """SwIPEPlanner: nnU-Net's planner, and SwIPE's settings for every configuration."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
@@ -15,20 +14,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
-from nnunetv2_swipe.planners.plan_block import (
-    STOCK_PREPROCESSOR,
-    SWIPE_PREPROCESSOR,
-    data_preprocessor,
-    derive_block,
-)
-
-_PREPROCESSING_KEYS = (
-    "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg",
-    "resampling_fn_data_kwargs", "resampling_fn_seg_kwargs",
-)  # fmt: skip
-_PREPROCESSING_KEYS_OF_PLAN = (
-    "transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel",
-)  # fmt: skip
+from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, derive_block
+from nnunetv2_swipe.planners.shared_data import other_plans, shared_identifier
 
 
 class SwIPEPlanner(ExperimentPlanner):
@@ -70,7 +57,7 @@ class SwIPEPlanner(ExperimentPlanner):
             reader_name=plans["image_reader_writer"],
             label_manager=labels,
         )
-        others = [load_json(str(f)) for f in sorted(folder.glob("*.json")) if f.stem != self.plans_identifier]
+        others = other_plans(folder, self.plans_identifier)
         for name, configuration in plans["configurations"].items():
             if "inherits_from" not in configuration:
                 config = derive_block(planned, name, labels, statistics)
@@ -99,31 +86,3 @@ class SwIPEPlanner(ExperimentPlanner):
             + ('; fewer "n_points" or a smaller crop need less' if needed > target else "")
         )
         return batch_size
-
-
-def shared_identifier(plans: Mapping[str, Any], name: str, others: Iterable[Any]) -> str:
-    """Data folder of another plan whose preprocessing of this configuration is the same, else the plan's own.
-
-    Raises:
-        ValueError: Another plan uses the plan's own folder, with another preprocessing.
-    """
-    own = plans["configurations"][name]
-    users = []
-    for other in others:
-        candidate = other.get("configurations", {}).get(name, {}) if isinstance(other, dict) else {}
-        if "data_identifier" not in candidate:
-            continue
-        if (
-            data_preprocessor(candidate) == data_preprocessor(own)
-            and all(candidate.get(k) == own.get(k) for k in _PREPROCESSING_KEYS)
-            and all(other.get(k) == plans.get(k) for k in _PREPROCESSING_KEYS_OF_PLAN)
-        ):
-            return candidate["data_identifier"]
-        if candidate["data_identifier"] == own["data_identifier"]:
-            users.append(other.get("plans_name"))
-    if users:
-        raise ValueError(
-            f"The plan {users[0]!r} uses the data in {own['data_identifier']}, which this plan would replace by data "
-            "preprocessed otherwise. Give this plan another name with -overwrite_plans_name."
-        )
-    return own["data_identifier"]

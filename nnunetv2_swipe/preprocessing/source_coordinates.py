@@ -1,5 +1,6 @@
 """Adding the source frame to images: a dataset for training and validation, transforms that leave it alone."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -75,4 +76,8 @@ class OnImageOnly(BasicTransform):
 def keep_source_frame(transforms: BasicTransform) -> ComposeTransforms:
     """nnU-Net's transforms, with those that change intensities or channels kept off the source frame."""
     steps = transforms.transforms if isinstance(transforms, ComposeTransforms) else [transforms]
-    return ComposeTransforms([t if isinstance(t, _SPATIAL_TRANSFORMS) else OnImageOnly(t) for t in steps])
+    kept: list[BasicTransform] = []
+    for spatial, group in itertools.groupby(steps, lambda t: isinstance(t, _SPATIAL_TRANSFORMS)):
+        run = list(group)
+        kept += run if spatial else [OnImageOnly(ComposeTransforms(run))]  # splits the frame off once for all of them
+    return ComposeTransforms(kept)

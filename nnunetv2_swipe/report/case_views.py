@@ -82,7 +82,7 @@ def scores_of(volumes: Volumes, structures: Structures) -> dict[str, dict[str, f
             volumes.prediction,
             volumes.truth,
             structures=structures.labels,
-            spacing=volumes.grid.spacing,
+            spacing=[1.0] * 3 if volumes.is_slice else volumes.grid.spacing,
             metrics=METRICS,
         )
     unit = 1.0 if volumes.is_slice else np.prod(volumes.grid.spacing) / 1000

@@ -27,10 +27,10 @@ def score_case(
     """Dice, NSD (surface Dice) and HD95 of every structure of one case.
 
     Args:
-        prediction: Label map, (z, y, x); one slice is an image in 2D, measured in pixels.
+        prediction: Label map, (z, y, x); one slice is an image in 2D.
         truth: The same of the reference.
         structures: Name -> labels of every class or region.
-        spacing: Voxel size (z, y, x), in mm.
+        spacing: Voxel size (z, y, x), in mm; of an image in 2D in pixels, of which the first counts nothing.
         metrics: Which of them.
         tolerance: Distance up to which surfaces agree, for the NSD; default: `TOLERANCE`.
         ignore_label: Where the reference has this label nothing counts.
@@ -40,7 +40,7 @@ def score_case(
         Dice and NSD are 0 and HD95 is the diagonal of the image.
     """
     dims = 2 if truth.shape[0] == 1 else 3
-    shape, spacing = truth.shape[-dims:], [1.0] * 2 if dims == 2 else [float(s) for s in spacing]
+    shape, spacing = truth.shape[-dims:], [float(s) for s in spacing[-dims:]]
     counted = None if ignore_label is None else truth != ignore_label
     prediction, truth = (m.reshape(shape) for m in (prediction, truth))
     limit = TOLERANCE[dims] if tolerance is None else tolerance

@@ -1,22 +1,40 @@
 """Checks of a checkpoint before it is loaded."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
 from nnunetv2_swipe.config import PLAN_KEY
 
 
-def check_checkpoint(filename: str, network: nn.Module) -> None:
-    """RuntimeError if a checkpoint is damaged or its tensors differ from the network's, naming the first."""
+def read_checkpoint(filename: str) -> dict[str, Any]:
+    """A checkpoint of nnU-Net, on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        RuntimeError: It is damaged, or not a checkpoint.
+    """
     try:
         checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
+    except FileNotFoundError:
+        raise
     except Exception as e:
         raise RuntimeError(
-            f"The checkpoint {filename} cannot be read ({e}). It is damaged or was cut off while being written; use "
-            "another one (checkpoint_best.pth) or train without --c."
+            f"The checkpoint {filename} cannot be read ({e}). It is damaged or was cut off while being written. Delete "
+            "it: --c goes on from the next of checkpoint_final.pth, checkpoint_latest.pth and checkpoint_best.pth."
         ) from e
     if "network_weights" not in checkpoint:
-        raise RuntimeError("The file is not a checkpoint of nnU-Net: it holds no 'network_weights'.")
+        raise RuntimeError(
+            f"{filename} is not a checkpoint of nnU-Net: it holds no 'network_weights'. Delete it, or put the "
+            "checkpoint there."
+        )
+    return checkpoint
+
+
+def require_fit(checkpoint: Mapping[str, Any], network: nn.Module, filename: str) -> None:
+    """RuntimeError if a checkpoint's tensors differ from the network's, naming the first."""
     network = getattr(network, "module", network)
     network = getattr(network, "_orig_mod", network)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
@@ -25,6 +43,6 @@ def check_checkpoint(filename: str, network: nn.Module) -> None:
         there, here = found.get(key, "none (missing)"), expected.get(key, "none (missing)")
         if there != here:
             raise RuntimeError(
-                f"The checkpoint does not fit the plan's network: {key} has shape {there} in the checkpoint and {here} "
-                f"in the network. Was the {PLAN_KEY!r} block of the plan changed after training?"
+                f"The checkpoint {filename} does not fit the plan's network: {key} has shape {there} in the checkpoint "
+                f"and {here} in the network. Was the {PLAN_KEY!r} block of the plan changed after training?"
             )

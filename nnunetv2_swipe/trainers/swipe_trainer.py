@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,13 +17,15 @@ from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
-from nnunetv2_swipe.trainers.checkpoints import check_checkpoint
+from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit
 from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
 
 EPOCHS_VARIABLE = "SWIPE_NUM_EPOCHS"
 ITERATIONS_VARIABLE = "SWIPE_ITERATIONS_PER_EPOCH"
+MAX_OVERFLOWS = 50
+"""Losses in half precision that are not finite, one after the other, before training stops."""
 
 
 class SwIPETrainer(nnUNetTrainer):
@@ -56,12 +59,19 @@ class SwIPETrainer(nnUNetTrainer):
         self.initial_lr = self.config.initial_lr
         self.weight_decay = self.config.weight_decay
         self.enable_deep_supervision = False
-        self.num_epochs = _positive_integer(EPOCHS_VARIABLE, self.num_epochs)
-        self.num_iterations_per_epoch = _positive_integer(ITERATIONS_VARIABLE, self.num_iterations_per_epoch)
-        # nnU-Net validates a fifth of the training iterations and saves every 50 of 1000 epochs
-        self.num_val_iterations_per_epoch = max(1, self.num_iterations_per_epoch // 5)
-        self.save_every = max(1, min(self.save_every, self.num_epochs // 20))
+        self._set_length(
+            _positive_integer(EPOCHS_VARIABLE, self.num_epochs),
+            _positive_integer(ITERATIONS_VARIABLE, self.num_iterations_per_epoch),
+        )
         self._iteration = 0
+        self._overflows = 0
+
+    def _set_length(self, epochs: int, iterations: int) -> None:
+        """Train that many epochs of that many iterations."""
+        self.num_epochs, self.num_iterations_per_epoch = epochs, iterations
+        # nnU-Net validates a fifth of the training iterations and saves every 50 of 1000 epochs
+        self.num_val_iterations_per_epoch = max(1, iterations // 5)
+        self.save_every = max(1, min(self.save_every, epochs // 20))
 
     @staticmethod
     def build_network_architecture(
@@ -96,7 +106,7 @@ class SwIPETrainer(nnUNetTrainer):
         return SwIPELoss(self.config, num_classes=labels.num_segmentation_heads, ignore_label=labels.ignore_label)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupCosine]:
-        """AdamW with linear warm-up and cosine decay (method section 5)."""
+        """AdamW with linear warm-up and cosine decay."""
         optimizer = torch.optim.AdamW(
             self.network.parameters(),
             self.initial_lr,
@@ -175,7 +185,8 @@ class SwIPETrainer(nnUNetTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.batch_loss(data, target)
         value = loss.detach().cpu().numpy()
-        if not np.isfinite(value):
+        self._overflows = 0 if np.isfinite(value) else self._overflows + 1
+        if self._overflows:
             self._diagnose(batch)
         self._update(loss)
         return {"loss": value}
@@ -188,7 +199,7 @@ class SwIPETrainer(nnUNetTrainer):
         return outputs
 
     def _diagnose(self, batch: dict) -> None:
-        """RuntimeError that says why the loss is not finite; in half precision, which may overflow, only if known."""
+        """RuntimeError that says why the loss is not finite; half precision may overflow, but not all the time."""
         finite = torch.isfinite(batch["data"].flatten(1)).all(1).tolist()
         broken = [str(key) for key, ok in zip(batch["keys"], finite, strict=True) if not ok]
         if broken:
@@ -200,6 +211,11 @@ class SwIPETrainer(nnUNetTrainer):
             raise RuntimeError(
                 f"The loss of epoch {self.current_epoch} is not finite, although the images are: training diverged. "
                 f'Lower "initial_lr" in the {PLAN_KEY!r} block of the plan and train again.'
+            )
+        if self._overflows >= MAX_OVERFLOWS:
+            raise RuntimeError(
+                f"The loss was not finite {MAX_OVERFLOWS} times in a row, although the images are: half precision "
+                "overflows. Train with SWIPE_AMP=off."
             )
 
     def _update(self, loss: torch.Tensor) -> None:
@@ -223,18 +239,42 @@ class SwIPETrainer(nnUNetTrainer):
         gc.collect()  # a graphed module refers to itself
         super().on_train_end()
 
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net's, with the length of the training."""
+        self.my_init_kwargs |= {
+            EPOCHS_VARIABLE: self.num_epochs,
+            ITERATIONS_VARIABLE: self.num_iterations_per_epoch,
+        }
+        super().save_checkpoint(filename)
+
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """As nnU-Net's; a damaged file or another network is named.
+        """As nnU-Net's; the training is as long as it began unless a variable says otherwise.
 
         Raises:
-            RuntimeError: The file cannot be read, or its tensors are not those of the plan's network.
+            FileNotFoundError: There is no such file.
+            RuntimeError: It cannot be read, or its tensors are not those of the plan's network.
         """
+        checkpoint = read_checkpoint(filename_or_checkpoint)
         if not self.was_initialized:
+            self._resume_length(checkpoint.get("init_args", {}))
             self.initialize()
-        check_checkpoint(filename_or_checkpoint, self.network)
+        require_fit(checkpoint, self.network, filename_or_checkpoint)
         super().load_checkpoint(filename_or_checkpoint)
         for group in self.optimizer.param_groups:
             group["fused"] = self._fused_optimizer  # the checkpoint's is that of the device it was trained on
+
+    def _resume_length(self, stored: Mapping[str, Any]) -> None:
+        """Take the length of a training that is resumed, as far as the environment does not set it."""
+        current = {EPOCHS_VARIABLE: self.num_epochs, ITERATIONS_VARIABLE: self.num_iterations_per_epoch}
+        epochs, iterations = (n if v in os.environ else stored.get(v, n) for v, n in current.items())
+        self._set_length(epochs, iterations)
+        began = tuple(stored.get(v, n) for v, n in current.items())
+        if began != (epochs, iterations):
+            self.print_to_log_file(
+                f"SwIPE: this training began as one of {began[0]} epochs of {began[1]} iterations. It goes on as one "
+                f"of {epochs} epochs of {iterations}, and so does its learning rate, as {EPOCHS_VARIABLE} and "
+                f"{ITERATIONS_VARIABLE} say."
+            )
 
 
 def _positive_integer(variable: str, default: int) -> int:

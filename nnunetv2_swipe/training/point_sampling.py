@@ -83,7 +83,8 @@ def _classes_and_boundary(
 ) -> tuple[Tensor, Tensor]:
     """Exclusive class of each voxel, (B, *size) int16, -1 where ignored, and whether it is near its class's boundary.
 
-    A voxel of several regions belongs to the one with the fewest voxels in its crop; class 0 is the background.
+    What is ignored is no boundary. A voxel of several regions belongs to the one with the fewest voxels in its crop;
+    class 0 is the background.
     """
     if config.regions:
         members = target[:, :num_classes].bool()
@@ -97,6 +98,8 @@ def _classes_and_boundary(
         if ignore_label is not None:
             classes = torch.where(classes == ignore_label, -1, classes)
     highest = lowest = classes
+    if ignore_label is not None:
+        lowest = torch.where(classes < 0, torch.iinfo(classes.dtype).max, classes)
     for axis, radius in enumerate(config.boundary_radius, start=1):
         highest = _running(torch.maximum, highest, axis, radius)
         lowest = _running(torch.minimum, lowest, axis, radius)
