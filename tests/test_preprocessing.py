@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-from batchgenerators.utilities.file_and_folder_operations import load_pickle, save_pickle
 from nnunet_helpers import (
     ABDOMEN,
     PLANS,
@@ -193,12 +192,12 @@ def keep_a_case_that_is_no_more(folder):
         shutil.copy(folder / f"{CASE}{ending}", folder / f"gone{ending}")
 
 
-def be_of_other_classes(folder):
-    """As after a change of the labels in dataset.json."""
-    file = folder / f"{CASE}.pkl"
-    properties = load_pickle(str(file))
-    properties["class_locations"][9] = properties["class_locations"].pop(1)
-    save_pickle(properties, str(file))
+def test_shared_data_are_made_again_after_a_change_of_the_labels(data_folder):
+    """Or of the channels."""
+    before = stamps(data_folder)
+    os.utime(data_folder.parents[2] / "nnUNet_raw" / ABDOMEN / "dataset.json")
+    preprocess()
+    assert all(stamps(data_folder)[name] > before[name] for name in before)
 
 
 def test_shared_data_are_kept_when_up_to_date(data_folder):
@@ -208,7 +207,7 @@ def test_shared_data_are_kept_when_up_to_date(data_folder):
     assert [f.name for f in data_folder.parent.iterdir() if f.name.startswith(f"{PLANS}_")] == []
 
 
-@pytest.mark.parametrize("damage", [age, lose_a_file, swap_cases, keep_a_case_that_is_no_more, be_of_other_classes])
+@pytest.mark.parametrize("damage", [age, lose_a_file, swap_cases, keep_a_case_that_is_no_more])
 def test_shared_data_are_made_again_when_not(data_folder, damage):
     before = stamps(data_folder)
     shapes = {c: nnUNetDatasetBlosc2(str(data_folder), [c]).load_case(c)[0].shape for c in (CASE, "abdomen_001")}
@@ -256,8 +255,29 @@ def test_data_are_shared_with_a_plan_of_the_same_preprocessing(change, shared):
     own = deepcopy(stock)
     own["configurations"]["3d_fullres"]["data_identifier"] = "Own_3d_fullres"
     change(own)
-    identifier = shared_identifier(own, "3d_fullres", [stock])
+    identifier = shared_identifier(own, "3d_fullres", {"nnUNetPlans": stock})
     assert identifier == ("nnUNetPlans_3d_fullres" if shared else "Own_3d_fullres")
+
+
+@pytest.mark.usefixtures("folders")
+def test_data_are_shared_only_if_all_that_use_them_are_alike():
+    """As nnU-Net's residual encoder plans, of an older fingerprint, use those of nnUNetPlans."""
+    stock = json.loads(plans_file(ABDOMEN, "nnUNetPlans").read_text())
+    own, older = deepcopy(stock), deepcopy(stock)
+    own["configurations"]["3d_fullres"]["data_identifier"] = "Own_3d_fullres"
+    older["foreground_intensity_properties_per_channel"] = {}
+    assert shared_identifier(own, "3d_fullres", {"nnUNetPlans": stock, "Older": older}) == "Own_3d_fullres"
+
+
+@pytest.mark.usefixtures("folders")
+def test_configurations_inherit_their_preprocessing():
+    stock = json.loads(plans_file(ABDOMEN, "nnUNetPlans").read_text())
+    stock["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres"}
+    own = deepcopy(stock)
+    assert shared_identifier(own, "3d_fullres", {"nnUNetPlans": stock}) == "nnUNetPlans_3d_fullres"
+    stock["configurations"]["3d_cascade_fullres"]["spacing"] = [4.0, 4.0, 4.0]
+    with pytest.raises(ValueError, match="'nnUNetPlans' uses the data in nnUNetPlans_3d_fullres"):
+        shared_identifier(own, "3d_fullres", {"nnUNetPlans": stock})
 
 
 @pytest.mark.usefixtures("folders")
@@ -266,7 +286,7 @@ def test_data_that_another_plan_uses_are_not_replaced():
     own = deepcopy(other)
     other["configurations"]["3d_fullres"]["spacing"] = [4.0, 4.0, 4.0]
     with pytest.raises(ValueError, match=r"(?s)'Other' uses the data in nnUNetPlans_3d_fullres.*overwrite_plans_name"):
-        shared_identifier(own, "3d_fullres", [other])
+        shared_identifier(own, "3d_fullres", {"Other": other})
 
 
 def test_data_of_another_plan_are_not_replaced(data_folder):
@@ -288,7 +308,7 @@ def test_plans_are_told_from_other_files(tmp_path):
     plan_of = {"configurations": {}}
     for name, content in {"Own": plan_of, "Other": plan_of, "splits_final": [], "dataset": {"labels": {}}}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert other_plans(tmp_path, "Own") == [plan_of]
+    assert other_plans(tmp_path, "Own") == {"Other": plan_of}
 
 
 def test_data_of_a_plan_whose_name_begins_alike_are_kept(data_folder):
@@ -296,12 +316,16 @@ def test_data_of_a_plan_whose_name_begins_alike_are_kept(data_folder):
     longer = data_folder.parent / f"{PLANS}_24G_3d_fullres"
     data_folder.rename(longer)
     plans = plans_file(ABDOMEN).read_text()
+    other = plans_file(ABDOMEN, f"{PLANS}_24G")
+    shutil.copy(plans_file(ABDOMEN, "nnUNetPlans"), other)
+    edit_json(other, edit((*IN_CONFIGURATION, "data_identifier"), longer.name))
     try:
         edit_json(plans_file(ABDOMEN), edit((*IN_CONFIGURATION, "data_identifier"), longer.name))
         before = stamps(longer)
         preprocess()
         assert stamps(longer) == before
     finally:
+        other.unlink()
         plans_file(ABDOMEN).write_text(plans)
         longer.rename(data_folder)
 

@@ -280,7 +280,7 @@ def test_a_training_is_resumed_as_long_as_it_began(tmp_path, monkeypatch):
     extended = make(fold=1)
     extended.load_checkpoint(str(tmp_path / "first.pth"))
     assert extended.num_epochs == extended.lr_scheduler.num_epochs == 60
-    assert "began as one of 40 epochs" in Path(extended.log_file).read_text()
+    assert "began as one of 40 epochs of 2 iterations; it is set to 60 epochs" in Path(extended.log_file).read_text()
     extended.save_checkpoint(str(tmp_path / "second.pth"))
     monkeypatch.delenv("SWIPE_NUM_EPOCHS")
     again = make(fold=1)
@@ -310,7 +310,7 @@ def test_truncated_checkpoint_is_named(tmp_path):
     file = tmp_path / "checkpoint_latest.pth"
     trainer.save_checkpoint(str(file))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(RuntimeError, match=r"(?s)checkpoint_latest\.pth cannot be read .*Delete it"):
+    with pytest.raises(RuntimeError, match=r"(?s)checkpoint_latest\.pth cannot be read .*Move it away"):
         make().load_checkpoint(str(file))
 
 

@@ -1,12 +1,15 @@
-"""Preprocessed data that several configurations of a dataset share."""
+"""Preprocessed data that plans of a dataset share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_swipe.planners.plan_block import data_preprocessor
+
+Plans = Mapping[str, Mapping[str, Any]]
+"""Plans of a dataset by the name of their files, without ending."""
 
 _PREPROCESSING_KEYS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg",
@@ -17,64 +20,71 @@ _PREPROCESSING_KEYS_OF_PLAN = (
 )  # fmt: skip
 
 
-def other_plans(folder: Path, plans_name: str) -> list[dict[str, Any]]:
+def other_plans(folder: Path, plans_name: str) -> dict[str, dict[str, Any]]:
     """The other plans of a dataset, from its folder of preprocessed data."""
-    read = [load_json(str(file)) for file in sorted(folder.glob("*.json")) if file.stem != plans_name]
-    return [plans for plans in read if isinstance(plans, dict) and "configurations" in plans]
+    read = {file.stem: load_json(str(file)) for file in sorted(folder.glob("*.json")) if file.stem != plans_name}
+    return {name: plans for name, plans in read.items() if isinstance(plans, dict) and "configurations" in plans}
 
 
-def shared_identifier(plans: Mapping[str, Any], name: str, others: Iterable[Mapping[str, Any]]) -> str:
-    """Data folder of another plan whose preprocessing of this configuration is the same, else the plan's own.
+def shared_identifier(plans: Mapping[str, Any], name: str, others: Plans) -> str:
+    """The data folder of other plans that all preprocess a configuration as this one does, else the plan's own.
 
     Raises:
         ValueError: Another plan uses the plan's own folder, with another preprocessing.
     """
-    own = plans["configurations"][name]
-    users = []
-    for other in others:
-        candidate = other["configurations"].get(name, {})
-        if "data_identifier" not in candidate:
-            continue
-        if _is_preprocessed_alike(plans, own, other, candidate):
-            return candidate["data_identifier"]
-        if candidate["data_identifier"] == own["data_identifier"]:
-            users.append(other)
-    if users:
-        raise _conflict(users[0], own)
+    own = _resolved(plans, name)
+    candidates = (_resolved(other, name).get("data_identifier") for other in others.values())
+    for identifier in candidates:
+        if identifier and _unlike(plans, own, identifier, others) is None:
+            return identifier
+    is_used_by_others(plans, own, others)  # raises, if in another way
     return own["data_identifier"]
 
 
-def require_same_preprocessing(
-    plans: Mapping[str, Any], own: Mapping[str, Any], others: Iterable[Mapping[str, Any]]
-) -> None:
-    """ValueError if another plan uses a configuration's data folder, but preprocesses otherwise.
+def is_used_by_others(plans: Mapping[str, Any], own: Mapping[str, Any], others: Plans) -> bool:
+    """Whether other plans use a configuration's data folder, too.
 
     Args:
         plans: The plan.
-        own: The configuration, inheritance resolved.
+        own: Its configuration, inheritance resolved.
         others: The dataset's other plans.
+
+    Raises:
+        ValueError: One does, but preprocesses otherwise.
     """
-    for other in others:
-        for candidate in other["configurations"].values():
-            if candidate.get("data_identifier") == own["data_identifier"] and not _is_preprocessed_alike(
-                plans, own, other, candidate
-            ):
-                raise _conflict(other, own)
+    identifier = own["data_identifier"]
+    other = _unlike(plans, own, identifier, others)
+    if other is not None:
+        raise ValueError(
+            f"The plan {other!r} uses the data in {identifier}, which this plan would replace by data preprocessed "
+            f"otherwise. Plan this one or that one anew, delete {other}.json if it is of no use any more, or give this "
+            "one another name (-overwrite_plans_name; -tp of nnUNetv2_move_plans_between_datasets)."
+        )
+    return bool(_uses(identifier, others))
 
 
-def _is_preprocessed_alike(
-    plans: Mapping[str, Any], own: Mapping[str, Any], other: Mapping[str, Any], candidate: Mapping[str, Any]
-) -> bool:
-    return (
-        data_preprocessor(candidate) == data_preprocessor(own)
-        and all(candidate.get(k) == own.get(k) for k in _PREPROCESSING_KEYS)
-        and all(other.get(k) == plans.get(k) for k in _PREPROCESSING_KEYS_OF_PLAN)
-    )
+def _uses(identifier: str, others: Plans) -> list[tuple[str, Mapping[str, Any]]]:
+    """The plans, by name, and their configurations that use a data folder."""
+    uses = [(name, _resolved(plans, c)) for name, plans in others.items() for c in plans["configurations"]]
+    return [(name, configuration) for name, configuration in uses if configuration.get("data_identifier") == identifier]
 
 
-def _conflict(other: Mapping[str, Any], own: Mapping[str, Any]) -> ValueError:
-    return ValueError(
-        f"The plan {other.get('plans_name')!r} uses the data in {own['data_identifier']}, which this plan would "
-        "replace by data preprocessed otherwise. Plan this one anew, or give it another name (-overwrite_plans_name; "
-        "-tp of nnUNetv2_move_plans_between_datasets)."
-    )
+def _unlike(plans: Mapping[str, Any], own: Mapping[str, Any], identifier: str, others: Plans) -> str | None:
+    """The first plan that uses a data folder and preprocesses otherwise than a configuration."""
+    for name, used in _uses(identifier, others):
+        alike = (
+            "preprocessor_name" in used
+            and data_preprocessor(used) == data_preprocessor(own)
+            and all(used.get(k) == own.get(k) for k in _PREPROCESSING_KEYS)
+            and all(others[name].get(k) == plans.get(k) for k in _PREPROCESSING_KEYS_OF_PLAN)
+        )
+        if not alike:
+            return name
+    return None
+
+
+def _resolved(plans: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A configuration with what it inherits; nothing if the plan has none of that name."""
+    configuration = plans["configurations"].get(name, {})
+    inherited = configuration.get("inherits_from")
+    return {**_resolved(plans, inherited), **configuration} if inherited else configuration

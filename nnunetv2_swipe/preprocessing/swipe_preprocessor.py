@@ -1,7 +1,6 @@
 """SwIPEPreprocessor: nnU-Net's preprocessing, plus what SwIPE needs at prediction."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_swipe.labels import declared_labels, require_declared
 from nnunetv2_swipe.network.coordinates import source_channels
-from nnunetv2_swipe.planners.shared_data import other_plans, require_same_preprocessing
+from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ class SwIPEPreprocessor(DefaultPreprocessor):
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
     ) -> None:
-        """Preprocess a dataset, unless the data another plan shares are there, complete and up to date.
+        """Preprocess a dataset, unless data that another plan uses as well are there, complete and up to date.
 
         Raises:
             ValueError: Another plan uses the same data folder, but preprocesses otherwise.
@@ -75,10 +73,8 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         base = Path(nnUNet_preprocessed) / dataset_name
         plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
         configuration = plans_manager.get_configuration(configuration_name)
-        require_same_preprocessing(
-            plans_manager.plans, configuration.configuration, other_plans(base, plans_identifier)
-        )
-        shared = configuration.data_identifier != f"{plans_identifier}_{configuration_name}"
+        others = other_plans(base, plans_identifier)
+        shared = is_used_by_others(plans_manager.plans, configuration.configuration, others)
         if shared and _is_up_to_date(base / configuration.data_identifier, dataset_name, plans_manager, configuration):
             logger.warning("Using the data in %s, preprocessed before.", base / configuration.data_identifier)
             return
@@ -114,30 +110,22 @@ def _check_case(data: np.ndarray, seg: np.ndarray | None, plans_manager: PlansMa
 def _is_up_to_date(
     folder: Path, dataset_name: str, plans_manager: PlansManager, configuration: ConfigurationManager
 ) -> bool:
-    """Whether these are the cases, newer than their raw files, of the shape the plan gives, with today's classes."""
-    dataset_json = load_json(str(Path(nnUNet_preprocessed) / dataset_name / "dataset.json"))
-    cases = get_filenames_of_train_images_and_targets(str(Path(nnUNet_raw) / dataset_name), dataset_json)
+    """Whether these are the cases, newer than their raw files and dataset.json, of the shape the plan gives."""
+    raw = Path(nnUNet_raw) / dataset_name
+    cases = get_filenames_of_train_images_and_targets(str(raw), load_json(str(raw / "dataset.json")))
     if not folder.is_dir() or set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) != set(cases):
         return False
-    classes = _classes_to_sample(plans_manager.get_label_manager(dataset_json))
     for identifier, files in cases.items():
         stored = [folder / f"{identifier}{ending}" for ending in (".b2nd", "_seg.b2nd", ".pkl")]
         if not all(f.is_file() for f in stored):
             return False
-        newest_raw = max(Path(f).stat().st_mtime for f in (*files["images"], files["label"]))
+        newest_raw = max(Path(f).stat().st_mtime for f in (*files["images"], files["label"], raw / "dataset.json"))
         if min(f.stat().st_mtime for f in stored) < newest_raw:
             return False
         data, _, _, properties = nnUNetDatasetBlosc2(str(folder), [identifier]).load_case(identifier)
         spacing = [properties["spacing"][i] for i in plans_manager.transpose_forward]
         target = [*spacing[: len(spacing) - len(configuration.spacing)], *configuration.spacing]
         shape = compute_new_shape(properties["shape_after_cropping_and_before_resampling"], spacing, target)
-        if tuple(shape) != tuple(data.shape[1:]) or set(properties["class_locations"]) != classes:
+        if tuple(shape) != tuple(data.shape[1:]):
             return False
     return True
-
-
-def _classes_to_sample(labels: LabelManager) -> set[int | tuple[int, ...]]:
-    """The classes and regions of which nnU-Net keeps voxels for its loader to centre crops at."""
-    structures = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-    classes = {tuple(map(int, s)) if isinstance(s, Sequence) else int(s) for s in structures}
-    return classes | ({(-1, *map(int, labels.all_labels))} if labels.has_ignore_label else set())

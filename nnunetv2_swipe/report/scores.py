@@ -32,7 +32,7 @@ def score_case(
         structures: Name -> labels of every class or region.
         spacing: Voxel size (z, y, x), in mm; of an image in 2D in pixels, of which the first counts nothing.
         metrics: Which of them.
-        tolerance: Distance up to which surfaces agree, for the NSD; default: `TOLERANCE`.
+        tolerance: Distance up to which surfaces agree, for the NSD, in the unit of `spacing`; default: `TOLERANCE`.
         ignore_label: Where the reference has this label nothing counts.
 
     Returns:

@@ -13,21 +13,21 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
     """A checkpoint of nnU-Net, on the CPU.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        OSError: There is no such file, or no access to it.
         RuntimeError: It is damaged, or not a checkpoint.
     """
     try:
         checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
-    except FileNotFoundError:
+    except (OSError, MemoryError, ImportError):  # no fault of the file
         raise
     except Exception as e:
         raise RuntimeError(
-            f"The checkpoint {filename} cannot be read ({e}). It is damaged or was cut off while being written. Delete "
-            "it: --c goes on from the next of checkpoint_final.pth, checkpoint_latest.pth and checkpoint_best.pth."
+            f"The checkpoint {filename} cannot be read ({e}). It is damaged or was cut off while being written. Move "
+            "it away: --c goes on from the next of checkpoint_final.pth, checkpoint_latest.pth and checkpoint_best.pth."
         ) from e
     if "network_weights" not in checkpoint:
         raise RuntimeError(
-            f"{filename} is not a checkpoint of nnU-Net: it holds no 'network_weights'. Delete it, or put the "
+            f"{filename} is not a checkpoint of nnU-Net: it holds no 'network_weights'. Move it away, or put the "
             "checkpoint there."
         )
     return checkpoint

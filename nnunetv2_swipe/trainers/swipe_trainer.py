@@ -251,7 +251,7 @@ class SwIPETrainer(nnUNetTrainer):
         """As nnU-Net's; the training is as long as it began unless a variable says otherwise.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            OSError: There is no such file, or no access to it.
             RuntimeError: It cannot be read, or its tensors are not those of the plan's network.
         """
         checkpoint = read_checkpoint(filename_or_checkpoint)
@@ -266,15 +266,15 @@ class SwIPETrainer(nnUNetTrainer):
     def _resume_length(self, stored: Mapping[str, Any]) -> None:
         """Take the length of a training that is resumed, as far as the environment does not set it."""
         current = {EPOCHS_VARIABLE: self.num_epochs, ITERATIONS_VARIABLE: self.num_iterations_per_epoch}
-        epochs, iterations = (n if v in os.environ else stored.get(v, n) for v, n in current.items())
-        self._set_length(epochs, iterations)
-        began = tuple(stored.get(v, n) for v, n in current.items())
-        if began != (epochs, iterations):
-            self.print_to_log_file(
-                f"SwIPE: this training began as one of {began[0]} epochs of {began[1]} iterations. It goes on as one "
-                f"of {epochs} epochs of {iterations}, and so does its learning rate, as {EPOCHS_VARIABLE} and "
-                f"{ITERATIONS_VARIABLE} say."
-            )
+        began = {v: stored.get(v, n) for v, n in current.items()}
+        if began == current:
+            return
+        self._set_length(*(current[v] if v in os.environ else began[v] for v in current))
+        self.print_to_log_file(
+            f"SwIPE: this training began as one of {began[EPOCHS_VARIABLE]} epochs of {began[ITERATIONS_VARIABLE]} "
+            f"iterations; it is set to {self.num_epochs} epochs of {self.num_iterations_per_epoch}, over which the "
+            f"learning rate decays. {EPOCHS_VARIABLE} and {ITERATIONS_VARIABLE} change that."
+        )
 
 
 def _positive_integer(variable: str, default: int) -> int:
