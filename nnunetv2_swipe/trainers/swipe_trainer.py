@@ -73,6 +73,11 @@ class SwIPETrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = max(1, iterations // 5)
         self.save_every = max(1, min(self.save_every, epochs // 20))
 
+    @property
+    def _length(self) -> dict[str, int]:
+        """The length of the training, by the variables that set it."""
+        return {EPOCHS_VARIABLE: self.num_epochs, ITERATIONS_VARIABLE: self.num_iterations_per_epoch}
+
     @staticmethod
     def build_network_architecture(
         plans_manager: PlansManager,  # noqa: ARG004  (nnU-Net's signature)
@@ -241,10 +246,7 @@ class SwIPETrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net's, with the length of the training."""
-        self.my_init_kwargs |= {
-            EPOCHS_VARIABLE: self.num_epochs,
-            ITERATIONS_VARIABLE: self.num_iterations_per_epoch,
-        }
+        self.my_init_kwargs |= self._length
         super().save_checkpoint(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
@@ -265,7 +267,7 @@ class SwIPETrainer(nnUNetTrainer):
 
     def _resume_length(self, stored: Mapping[str, Any]) -> None:
         """Take the length of a training that is resumed, as far as the environment does not set it."""
-        current = {EPOCHS_VARIABLE: self.num_epochs, ITERATIONS_VARIABLE: self.num_iterations_per_epoch}
+        current = self._length
         began = {v: stored.get(v, n) for v, n in current.items()}
         if began == current:
             return
