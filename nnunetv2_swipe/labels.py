@@ -20,9 +20,19 @@ def named_structures(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ..
     return {name: values for name, values in named.items() if values != (0,) and name != "ignore"}
 
 
-def as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
-    """Labels as dataset.json gives them, one or several."""
-    return tuple(int(v) for v in value) if isinstance(value, Sequence) else (int(value),)
+def as_tuple(value: int | str | list[int] | tuple[int, ...]) -> tuple[int, ...]:
+    """Labels as dataset.json gives them, one or several; nnU-Net takes "10" for 10."""
+    return tuple(map(int, value)) if isinstance(value, (list, tuple)) else (int(value),)
+
+
+def require_consecutive(label_manager: LabelManager) -> None:
+    """ValueError if the labels of exclusive classes are not 0, 1, 2 and so on, which no network of nnU-Net learns."""
+    labels = list(map(int, label_manager.all_labels))
+    if not label_manager.has_regions and labels != list(range(len(labels))):
+        raise ValueError(
+            f"dataset.json declares the labels {labels}; they must be 0, 1, 2 and so on without a gap. Change it and "
+            "the label files."
+        )
 
 
 def require_declared(segmentation: np.ndarray, declared: Sequence[int], subject: str) -> None:

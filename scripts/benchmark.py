@@ -7,11 +7,11 @@
 
 `speed`: parameters, FLOPs, time and memory of training and prediction. `real_data.py` first trains the SwIPE model to
 predict with, unless FOLDER holds one or --model names one. `grid`: that model's labels decoded on the images' grids
-beside nnU-Net's resampled ones, and how its uncertainty ranks errors. `export`: from embeddings, or
-logits, to the label file of a large synthetic image of many classes. `accuracy`: the trainings that a study file
-lists, scored; what FOLDER holds of them is not run again. All print Markdown tables and write them, and all numbers as
-JSON, to FOLDER (`accuracy`: to FOLDER/accuracy). FOLDER keeps the plans of its first run: after a change of the planner
-take another one. DATA is as for `real_data.py`.
+beside nnU-Net's resampled ones, and how its uncertainty ranks errors. `export`: from embeddings, or logits, to the
+label file of a large synthetic image of many classes. `accuracy`: the trainings that a study file lists, scored; what
+FOLDER holds of them is not run again. All print Markdown tables and write them, and all numbers as JSON, to FOLDER
+(`accuracy`: to FOLDER/accuracy/DEVICE). FOLDER keeps the plans of its first run: after a change of the planner take
+another one. DATA is as for `real_data.py`.
 """
 
 import argparse
@@ -62,11 +62,9 @@ def grid(arguments: argparse.Namespace) -> None:
     from benchmark_grid import report as grid_report
 
     folder = arguments.folder.resolve()
-    name, _ = real_data.DATASETS[arguments.dataset]
     os.environ |= real_data.prepare(arguments.dataset, arguments.data, folder, arguments.plans)
     model = (arguments.model or real_data.run(arguments)).resolve()
-    splits = json.loads((folder / "nnUNet_preprocessed" / name / "splits_final.json").read_text())
-    cases = sorted(splits[real_data.FOLD]["val"])[: arguments.cases]
+    cases = real_data.validation_cases(arguments.dataset, folder)[: arguments.cases]
     result = measure_grid(model, [real_data.FOLD], cases, torch.device(arguments.device))
     (folder / f"grid_{arguments.dataset}.json").write_text(json.dumps(result, indent=2))
     text = grid_report(result)
@@ -92,11 +90,9 @@ def export(arguments: argparse.Namespace) -> None:
 
 def accuracy(arguments: argparse.Namespace) -> None:
     """Run what is missing of a study, print and write its tables."""
-    try:
-        from accuracy_study import read_study
-        from benchmark_accuracy import report, run_study
-    except ModuleNotFoundError as error:
-        raise DemoError(f"{error.name} is missing: pip install '.[benchmark]'") from error
+    from accuracy_study import read_study
+    from benchmark_accuracy import report, run_study
+
     try:
         study = read_study(arguments.study)
     except ValueError as error:
@@ -105,14 +101,15 @@ def accuracy(arguments: argparse.Namespace) -> None:
     for plans in dict.fromkeys(model.plans for model in study.models):
         os.environ |= real_data.prepare(study.dataset, arguments.data, folder, plans)
     os.environ.setdefault("nnUNet_n_proc_DA", "0")
-    results = run_study(study, folder / "accuracy" / f"cells_{arguments.device}", arguments.device)
+    folder = folder / "accuracy" / arguments.device
+    results = run_study(study, folder / "cells", arguments.device)
     tables = report(study, results)
     command = f"python scripts/benchmark.py accuracy {arguments.study} --data DATA"
     if arguments.device != "cpu":
         command += f" --device {arguments.device}"
     text = f"# {arguments.study.stem}\n\n`{command}`: {tables}\n"
-    (folder / "accuracy" / f"{arguments.study.stem}.json").write_text(json.dumps(results, indent=1))
-    (folder / "accuracy" / f"{arguments.study.stem}.md").write_text(text)
+    (folder / f"{arguments.study.stem}.json").write_text(json.dumps(results, indent=1))
+    (folder / f"{arguments.study.stem}.md").write_text(text)
     print(text)
 
 
@@ -147,6 +144,8 @@ def main() -> None:
         arguments.run(arguments)
     except DemoError as error:
         sys.exit(f"\nStopped: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"\nStopped: {error.name} is missing: pip install '.[benchmark]'")
 
 
 if __name__ == "__main__":

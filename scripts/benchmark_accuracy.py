@@ -1,6 +1,6 @@
 """`benchmark.py accuracy`: trainers on the same cases with the same budget, scored on the fold's validation cases.
 
-Every cell of a study is trained and scored in a process of its own and kept, so that a study that was interrupted goes
+Every cell of a study is trained and scored in processes of its own and kept, so that a study that was interrupted goes
 on where it was, and studies share cells. One study at a time may work in a folder.
 """
 
@@ -29,6 +29,8 @@ from accuracy_study import NATIVE, Cell, Scale, Study
 from benchmark_speed import predictor_of, quiet, save_model
 from demo import DemoError
 from measure import device_name, isolated
+from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.precision import AMP_VARIABLE
 from nnunetv2_swipe.report.scores import METRICS
 from real_data import DATASETS
 from score_model import score_at_scales, score_cases
@@ -58,12 +60,14 @@ def run_study(study: Study, folder: Path, device: str) -> dict[str, Any]:
         device: "cpu" or "cuda".
 
     Raises:
-        DemoError: A cell was measured with another plan; or cells failed: the others are kept, and the next run tries
-            again.
+        DemoError: The plan cannot have a cell's settings, or a cell was measured with another plan; or cells failed:
+            the others are kept, and the next run tries again.
     """
     cells = {cell.key: cell for cell in study.cells()}
+    for cell in cells.values():
+        _check_settings(cell)
     stored = {key: _checked_results(folder / key, cell) for key, cell in cells.items()}
-    incomplete = {key: cell for key, cell in cells.items() if not stored[key] or _missing_scales(study, stored[key])}
+    incomplete = {key: cell for key, cell in cells.items() if not _is_complete(study, stored[key])}
     failed = []
     with tqdm(incomplete.items(), unit="cell") as bar:
         for key, cell in bar:
@@ -84,7 +88,11 @@ def _complete(study: Study, cell: Cell, folder: Path, device: str) -> None:
     results = _read_results(folder)
     if not results:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-        results = {"cell": asdict(cell), **isolated(measure_cell, cell, device), "plan": _plan(cell), "scales": {}}
+        about = {"cell": asdict(cell), "plan": _plan(cell), "scales": {}}
+        results = about | isolated(train_cell, cell, device)
+        _write_results(folder, results)
+    if "cases" not in results:
+        results |= isolated(score_cell, cell, device)
         _write_results(folder, results)
     scales = _missing_scales(study, results)
     if scales:
@@ -92,8 +100,21 @@ def _complete(study: Study, cell: Cell, folder: Path, device: str) -> None:
         _write_results(folder, results)
 
 
+def _is_complete(study: Study, results: Mapping[str, Any]) -> bool:
+    return "cases" in results and not _missing_scales(study, results)
+
+
 def _missing_scales(study: Study, results: Mapping[str, Any]) -> list[Scale]:
     return [scale for scale in study.scales if str(scale) not in results["scales"]]
+
+
+def _check_settings(cell: Cell) -> None:
+    """DemoError if the plan's `swipe` block cannot have the cell's settings."""
+    try:
+        if block := _plan(cell).get(PLAN_KEY):  # else the trainer derives it
+            SwIPEConfig.from_dict(block).replace(**cell.model.settings)
+    except ValueError as error:
+        raise DemoError(f"{cell.model.title}: {error}") from error
 
 
 def _checked_results(folder: Path, cell: Cell) -> dict[str, Any]:
@@ -124,8 +145,8 @@ def _write_results(folder: Path, results: Mapping[str, Any]) -> None:
     unfinished.replace(folder / "results.json")
 
 
-def measure_cell(cell: Cell, device: str) -> dict[str, Any]:
-    """Train one cell, predict the fold's validation cases with mirroring, and score them."""
+def train_cell(cell: Cell, device: str) -> dict[str, Any]:
+    """Train one cell and leave its model; what it cost, and on what machine."""
     name, configuration = DATASETS[cell.dataset]
     torch.backends.cudnn.benchmark = device == "cuda"  # as nnUNetv2_train sets it
     _seed(cell)
@@ -142,11 +163,19 @@ def measure_cell(cell: Cell, device: str) -> dict[str, Any]:
         n_cases = max(1, round(cell.training_fraction * len(training)))
         chosen = np.random.default_rng(cell.seed).permutation(sorted(training))[:n_cases].tolist()
         trainer.do_split = lambda: (chosen, validation)
-        trained = train(trainer, cell)
+        cost = train(trainer, cell)
         save_model(trainer)
-        scores = score_cases(_predictor(cell, device), validation)
     machine = f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    return {**trained, "training cases": n_cases, "machine": machine, **scores}
+    if AMP_VARIABLE in os.environ:
+        machine += f", {AMP_VARIABLE}={os.environ[AMP_VARIABLE]}"
+    return {**cost, "training cases": n_cases, "machine": machine}
+
+
+def score_cell(cell: Cell, device: str) -> dict[str, Any]:
+    """Predict the fold's validation cases with a trained cell and mirroring, and score them."""
+    splits = load_json(str(Path(nnUNet_preprocessed) / DATASETS[cell.dataset][0] / "splits_final.json"))
+    with quiet():
+        return score_cases(_predictor(cell, device), splits[cell.fold]["val"])
 
 
 def measure_scales(cell: Cell, scales: Sequence[Scale], cases: Sequence[str], device: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.utils.flop_counter import FlopCounterMode
 
+from demo import DemoError
 from measure import PeakMemory, Stopwatch, hardware, isolated, seconds_of, synchronize
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
@@ -77,6 +78,7 @@ class Task:
 
 def measure_training(task: Task, trainer_name: str, steps: int) -> dict[str, Any]:
     """Seconds of a training iteration and its parts, peak memory, FLOPs and parameters."""
+    torch.backends.cudnn.benchmark = task.device == "cuda"  # as nnUNetv2_train sets it
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  (what nnU-Net's loader draws from)
     device = task.torch_device
@@ -122,7 +124,6 @@ def measure_training(task: Task, trainer_name: str, steps: int) -> dict[str, Any
         "parts": {"data": statistics.median(data), **parts},
         "memory added": memory.added,
         "memory total": memory.total,
-        "settings": trainer.config.to_dict() if isinstance(trainer, SwIPETrainer) else None,
         "model": trainer.output_folder_base,
     }
 
@@ -145,6 +146,12 @@ def _watch_parts(watch: Stopwatch, trainer: nnUNetTrainer) -> None:
     if network.image_decoder is not None:
         watch.watch(network.image_decoder, "forward", "decoders")
     watch.watch(trainer.loss, "points", "loss")
+
+
+def planned_settings(task: Task) -> dict[str, Any]:
+    """The `swipe` block that is trained with, derived where the plan has none."""
+    with quiet():
+        return task.trainer(SWIPE).config.to_dict()
 
 
 def save_model(trainer: nnUNetTrainer) -> None:
@@ -262,6 +269,7 @@ def measure_image(task: Task, model: Path, files: Sequence[str], side: int) -> d
 
 def measure_step(task: Task, trainer_name: str, what: str, value: int) -> dict[str, Any]:
     """Seconds and peak memory of a training step (batch 1, synthetic) at one size."""
+    torch.backends.cudnn.benchmark = task.device == "cuda"
     with quiet():
         trainer = task.trainer(STOCK)
     plans = copy.deepcopy(trainer.plans_manager.plans) | {"continue_training": False}
@@ -353,15 +361,20 @@ def measure_all(
     """Every measurement, one after the other, each in its own process; fills `result`.
 
     Raises:
-        ValueError: The trained model has other settings than would be derived now.
+        DemoError: The trained model has other settings than the plan.
     """
+    trained = load_json(str(model / "plans.json"))["configurations"][task.configuration].get(PLAN_KEY, {})
+    planned = isolated(planned_settings, task)
+    if trained != planned:
+        different = ", ".join(key for key in planned if trained.get(key) != planned[key])
+        raise DemoError(
+            f"{model} was trained with other settings than the plan's ({different}). Leave out --model and delete it, "
+            "to train again."
+        )
     result |= {"task": vars(task), "hardware": isolated(hardware, task.torch_device)}
     for trainer in (STOCK, SWIPE):
         print(f"... {trainer}: training", flush=True)
         result[trainer] = {"training": isolated(measure_training, task, trainer, steps)}
-    trained = load_json(str(model / "plans.json"))["configurations"][task.configuration][PLAN_KEY]
-    if trained != result[SWIPE]["training"]["settings"]:
-        raise ValueError(f"{model} was trained with other settings than are derived now. Delete it to train again.")
     models = {STOCK: Path(result[STOCK]["training"]["model"]), SWIPE: model}
     for trainer, folder in models.items():
         for key, mirroring in (("mirroring", True), ("no mirroring", False)):

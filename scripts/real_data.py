@@ -4,19 +4,23 @@
         [--iterations 250]
 
 DATA holds `Dataset004_Hippocampus` in nnU-Net's raw format (Medical Segmentation Decathlon) or `KvasirSEG` with
-`images` and `masks` (JPEG). What is there already from an earlier run is not made again. Prints one line with the Dice
-of nnU-Net's own final validation and of `nnUNetv2_predict` on the same cases.
+`images` and `masks` (JPEG). What an earlier run finished is not made again; trainings of other lengths lie beside each
+other. Prints one line with the Dice of nnU-Net's own final validation and of `nnUNetv2_predict` on the same cases.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from PIL import Image
 
 from demo import DemoError, run_step
@@ -36,25 +40,43 @@ FOLD = 0
 def prepare_raw(dataset: str, data: Path, raw: Path) -> None:
     """Bring a dataset into nnU-Net's raw format; polyp masks are thresholded at 127."""
     name = DATASETS[dataset][0]
-    if (raw / name / "dataset.json").is_file():
+    if (raw / name).is_dir():
         return
-    if dataset == "hippocampus":
-        shutil.copytree(data / name, raw / name, dirs_exist_ok=True)
-        return
-    for folder in ("imagesTr", "labelsTr"):
-        (raw / name / folder).mkdir(parents=True, exist_ok=True)
-    images = sorted((data / "KvasirSEG" / "images").glob("*.jpg"))
+    source = data / (name if dataset == "hippocampus" else "KvasirSEG")
+    if not source.is_dir():
+        raise DemoError(f"{source} is missing; --data names the folder that holds it")
+    with _whole(raw / name) as folder:
+        if dataset == "hippocampus":
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        else:
+            _convert_polyps(source, folder)
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A new folder to fill; it gets its name when it is full, so that what was interrupted is made again."""
+    unfinished = folder.with_name(f"unfinished_{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    unfinished.rename(folder)
+
+
+def _convert_polyps(source: Path, folder: Path) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir()
+    images = sorted((source / "images").glob("*.jpg"))
     for path in images:
-        mask = np.asarray(Image.open(data / "KvasirSEG" / "masks" / path.name).convert("L")) > 127
-        Image.open(path).convert("RGB").save(raw / name / "imagesTr" / f"{path.stem}_0000.png")
-        Image.fromarray(mask.astype(np.uint8)).save(raw / name / "labelsTr" / f"{path.stem}.png")
+        mask = np.asarray(Image.open(source / "masks" / path.name).convert("L")) > 127
+        Image.open(path).convert("RGB").save(folder / "imagesTr" / f"{path.stem}_0000.png")
+        Image.fromarray(mask.astype(np.uint8)).save(folder / "labelsTr" / f"{path.stem}.png")
     description = {
         "channel_names": {"0": "R", "1": "G", "2": "B"},
         "labels": {"background": 0, "polyp": 1},
         "numTraining": len(images),
         "file_ending": ".png",
     }
-    (raw / name / "dataset.json").write_text(json.dumps(description))
+    (folder / "dataset.json").write_text(json.dumps(description))
 
 
 def validation_images(dataset: str, folder: Path) -> Path:
@@ -62,12 +84,17 @@ def validation_images(dataset: str, folder: Path) -> Path:
     name = DATASETS[dataset][0]
     copies = folder / "validation_images" / name
     if not copies.is_dir():
-        cases = json.loads((folder / "nnUNet_preprocessed" / name / "splits_final.json").read_text())[FOLD]["val"]
-        copies.mkdir(parents=True)
-        for case in cases:
-            for image in (folder / "nnUNet_raw" / name / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
-                shutil.copy(image, copies)
+        with _whole(copies) as unfinished:
+            for case in validation_cases(dataset, folder):
+                for image in (folder / "nnUNet_raw" / name / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
+                    shutil.copy(image, unfinished)
     return copies
+
+
+def validation_cases(dataset: str, folder: Path) -> list[str]:
+    """The fold's validation cases, sorted."""
+    splits = folder / "nnUNet_preprocessed" / DATASETS[dataset][0] / "splits_final.json"
+    return sorted(json.loads(splits.read_text())[FOLD]["val"])
 
 
 def seconds_of_training(model: Path) -> float:
@@ -77,17 +104,28 @@ def seconds_of_training(model: Path) -> float:
 
 
 def prepare(dataset: str, data: Path, folder: Path, plans: str) -> dict[str, str]:
-    """Raw data and plan, unless they are there; returns the environment of nnU-Net's commands."""
+    """Raw data, plan, preprocessed data and split, unless they are there; returns nnU-Net's environment.
+
+    Raises:
+        DemoError: The dataset is not in `data`, or nnU-Net's command fails.
+    """
     name, configuration = DATASETS[dataset]
     folders = {key: folder / key for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for path in (*folders.values(), folder / "logs"):
         path.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {key: str(path) for key, path in folders.items()}
     prepare_raw(dataset, data, folders["nnUNet_raw"])
-    if not (folders["nnUNet_preprocessed"] / name / f"{plans}.json").is_file():
+    preprocessed = folders["nnUNet_preprocessed"] / name
+    done = preprocessed / f"{plans}.done"  # the plan itself is written before anything is preprocessed
+    if not done.is_file():
         command = ["nnUNetv2_plan_and_preprocess", "-d", number_of(name), "-c", configuration]
         options = ["-pl", PLANNERS[plans], "-np", "2"]
         run_step(f"plan {plans}", command + options, folder / "logs" / f"{name}_{plans}.log", environment)
+        done.touch()
+    splits = preprocessed / "splits_final.json"
+    if not splits.is_file():  # as nnU-Net's first training would
+        cases = sorted(get_filenames_of_train_images_and_targets(str(folders["nnUNet_raw"] / name)))
+        splits.write_text(json.dumps(generate_crossval_split(cases, seed=12345, n_splits=5)))
     return environment
 
 
@@ -101,14 +139,16 @@ def run(arguments: argparse.Namespace) -> Path:
     name, configuration = DATASETS[arguments.dataset]
     plans = arguments.plans
     environment = prepare(arguments.dataset, arguments.data, arguments.folder, plans)
+    length = f"{arguments.epochs}x{arguments.iterations}"
     environment |= {"SWIPE_NUM_EPOCHS": str(arguments.epochs), "SWIPE_ITERATIONS_PER_EPOCH": str(arguments.iterations)}
+    environment["nnUNet_results"] += f"/{length}"
     preprocessed, results = (Path(environment[key]) for key in ("nnUNet_preprocessed", "nnUNet_results"))
     number = number_of(name)
     model = results / name / f"{arguments.trainer}__{plans}__{configuration}"
-    predictions = arguments.folder / "predictions" / model.name / name
+    predictions = arguments.folder / "predictions" / length / model.name / name
 
     def step(title: str, command: str, *options: str) -> None:
-        log = arguments.folder / "logs" / f"{number}_{arguments.trainer}_{command}.log"
+        log = arguments.folder / "logs" / f"{number}_{arguments.trainer}_{length}_{command}.log"
         run_step(title, [command, *options], log, environment)
 
     choice = ("-tr", arguments.trainer, "-p", plans, "-device", arguments.device)
@@ -120,16 +160,14 @@ def run(arguments: argparse.Namespace) -> Path:
         step("predict", "nnUNetv2_predict", *where, *choice)
         truth = (str(preprocessed / name / "gt_segmentations"), str(predictions))
         files = ("-djfile", str(predictions / "dataset.json"), "-pfile", str(predictions / "plans.json"))
-        step("evaluate", "nnUNetv2_evaluate_folder", *truth, *files, "--chill")
+        step("evaluate", "nnUNetv2_evaluate_folder", *truth, *files, "--chill")  # the truth is of all folds
     scores = {}
     for key, summary in (("validation", model / f"fold_{FOLD}" / "validation"), ("nnUNetv2_predict", predictions)):
         scores[key] = json.loads((summary / "summary.json").read_text())
     per_class = ", ".join(f"{label}: {s['Dice']:.4f}" for label, s in scores["nnUNetv2_predict"]["mean"].items())
     dice = ", ".join(f"{key} Dice {s['foreground_mean']['Dice']:.4f}" for key, s in scores.items())
-    length = f"{arguments.epochs} x {arguments.iterations} iterations, {seconds_of_training(model):.0f} s"
-    print(
-        f"{arguments.dataset} {configuration} {arguments.trainer} ({plans}), {length}: {dice} (per class {per_class})"
-    )
+    cost = f"{length} iterations, {seconds_of_training(model):.0f} s"
+    print(f"{arguments.dataset} {configuration} {arguments.trainer} ({plans}), {cost}: {dice} (per class {per_class})")
     return model
 
 

@@ -16,7 +16,7 @@ from accuracy_study import Scale
 from calibration import calibration, expected_calibration_error
 from nnunetv2_swipe.inference.grid import predict_logits_on_grid
 from nnunetv2_swipe.inference.tiles import plain_network
-from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
+from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, with_source_channels
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.label_statistics import foreground_structures
 from nnunetv2_swipe.report.scores import score_case
@@ -133,4 +133,4 @@ def _resized(
     if not isinstance(network, SwIPENet) or not network.config.source_coordinates:
         return resample(data, shape, spacing, spacing_of_grid)
     image = resample(data[N_SOURCE_CHANNELS:], shape, spacing, spacing_of_grid)
-    return np.concatenate((source_channels(shape), image))
+    return with_source_channels(image)

@@ -1,10 +1,12 @@
 """The accuracy benchmark: its scores on cases worked out by hand, its study files, and a whole run on tiny data."""
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import accuracy_study
 import benchmark_accuracy
 import score_model
 from accuracy_study import Cell, Model, Study, read_study
-from benchmark_accuracy import measure_cell, report, run_study
+from benchmark_accuracy import report, run_study, train_cell
 from benchmark_speed import predictor_of
 from calibration import calibration, expected_calibration_error
 from demo import DemoError
@@ -166,15 +168,19 @@ class TestStudyFiles:
         cell = Cell("polyps", Model("SwIPETrainer"), 1, "seconds", 0, 0, 1.0)
         changes = {
             "dataset": "hippocampus",
-            "model": Model("SwIPETrainer", settings={"rfb": False}, batch_size=3),
             "budget": 2,
             "unit": "iterations",
             "fold": 1,
             "seed": 1,
             "training_fraction": 0.5,
         }
+        of_model = {"trainer": "SwIPETrainer_noRFB", "plans": PLANS, "batch_size": 3, "settings": {"rfb": False}}
         others = [dataclasses.replace(cell, **{key: value}) for key, value in changes.items()]
-        assert len({c.key for c in (cell, *others)}) == 8
+        others += [
+            dataclasses.replace(cell, model=dataclasses.replace(cell.model, **{key: value}))
+            for key, value in of_model.items()
+        ]
+        assert len({c.key for c in (cell, *others)}) == 1 + len(changes) + len(of_model)
         assert dataclasses.replace(cell, model=Model("SwIPETrainer", name="ours")).key == cell.key
 
 
@@ -279,7 +285,35 @@ def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(finished, monkey
     monkeypatch.undo()
     before = len(measured)
     assert len(run_study(longer, folder, "cpu")) == 2
+    assert len(measured) == before + 2  # trained and scored
+
+
+def test_scores_that_fail_leave_the_training(finished, monkeypatch):
+    study, folder, _, measured = finished
+    other = dataclasses.replace(study, iterations=1, seeds=(1,), training_fractions=(1.0,), models=MODELS[1:2])
+
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(benchmark_accuracy, "score_cases", fail)
+    with pytest.raises(DemoError, match=r"SwIPETrainer.*no memory"):
+        run_study(other, folder, "cpu")
+    monkeypatch.undo()
+    (checkpoint,) = (folder / next(other.cells()).key).rglob("checkpoint_final.pth")
+    trained, before = checkpoint.stat().st_mtime_ns, len(measured)
+    (result,) = run_study(other, folder, "cpu").values()
+    assert len(result["cases"]) == 2
+    assert checkpoint.stat().st_mtime_ns == trained
     assert len(measured) == before + 1
+
+
+def test_impossible_settings_are_named_before_anything_is_trained(finished):
+    study, folder, _, measured = finished
+    impossible = dataclasses.replace(MODELS[2], settings={"patch_size": [3, 3, 3]})
+    before = len(measured)
+    with pytest.raises(DemoError, match=r"few points.*patch_size"):
+        run_study(dataclasses.replace(study, iterations=3, models=(*MODELS, impossible)), folder, "cpu")
+    assert len(measured) == before
 
 
 def test_models_are_scored_on_other_grids_without_training_them_again(finished):
@@ -412,9 +446,8 @@ class TestTraining:
             cell = Cell("phantom", model, budget, unit, fold=0, seed=seed, training_fraction=1.0)
             trainer_class = SwIPETrainer if model.trainer == "SwIPETrainer" else SwIPETrainer.__base__
             monkeypatch.setattr(trainer_class, "train_step", step)
-            monkeypatch.setattr(benchmark_accuracy, "score_cases", lambda *_: {})
             monkeypatch.setenv("nnUNet_results", str(phantom[0] / "rates"))
-            return measure_cell(cell, "cpu"), seen, batches
+            return train_cell(cell, "cpu"), seen, batches
 
         return run
 
@@ -429,13 +462,17 @@ class TestTraining:
         assert np.all(np.diff(seen[peak:]) < 0)
         assert seen[-1] < 0.01
 
-    def test_a_budget_in_seconds_ends_training_and_schedule(self, rates):
+    def test_a_budget_in_seconds_ends_training_and_schedule(self, rates, monkeypatch):
+        """Of a clock by which every step takes a tenth of a second."""
+        tenths = itertools.count()
+        clock = SimpleNamespace(perf_counter=lambda: next(tenths) / 10)
+        monkeypatch.setattr(benchmark_accuracy, "time", clock)
         for model in MODELS[:2]:
             result, seen, _ = rates(model, 2, "seconds")
-            assert 2 <= result["seconds"] < 20
-            assert result["iterations"] == len(seen) > 10
+            assert result["seconds"] == pytest.approx(2)
+            assert result["iterations"] == len(seen) == 20
             assert max(seen) > 0.9
-            assert seen[-1] < 0.2
+            assert seen[-1] < 0.1
 
     def test_the_batch_size_reaches_the_loader(self, rates):
         planned, changed = (

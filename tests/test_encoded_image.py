@@ -169,6 +169,20 @@ def test_embeddings_are_forgotten_unless_kept(tiled):
         assert held == (len(image._tiles) if keep else 3)
 
 
+def test_embeddings_that_do_not_fit_are_made_again(tiled, monkeypatch):
+    positions = [torch.arange(n).float() for n in (30, 12, 8)]
+    image = tiled((8, 12, 8), (30, 12, 8), mirrored=(0,), keep=True)
+    expected = image.decode_lattice(positions)
+    n_tiles = len(image._embedded)
+    (n_bytes,) = {sum(p.terms.patch.nbytes for p in passes) for passes in image._embedded.values()}
+    monkeypatch.setattr(tiles, "main_memory", lambda: 2 * 3.5 * n_bytes)
+    small = tiled((8, 12, 8), (30, 12, 8), mirrored=(0,), keep=True)
+    with pytest.warns(UserWarning, match="embeddings of 3 tiles are all that fits"):
+        found = small.decode_lattice(positions)
+    assert len(small._embedded) == 3 < n_tiles
+    torch.testing.assert_close(found, expected)
+
+
 def test_coarse_to_fine_agrees_with_every_point(tiled):
     """Sharp logits: where cells are skipped, nothing changes."""
     size = (16, 24, 16)

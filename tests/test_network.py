@@ -102,6 +102,12 @@ class TestEvaluation:
         network.patch_decoder.seg_layers.weight *= 1e6
         assert network(x).abs().max() == 50
 
+    def test_those_of_training_are_not(self, evaluated):
+        """Or no gradient would bring back what has gone too far."""
+        network, x, _ = evaluated((8, 8))
+        network.patch_decoder.seg_layers.weight *= 1e6
+        assert network(x, torch.rand(len(x), 5, 2) * 7).patch.abs().max() > 50
+
     @pytest.mark.parametrize("mise_levels", [0, 1])
     def test_the_output_is_the_callers(self, evaluated, mise_levels):
         """nnU-Net adds to it in place."""

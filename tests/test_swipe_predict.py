@@ -313,6 +313,45 @@ def test_a_large_label_map_is_decoded_on_the_disk(root, tmp_path, monkeypatch):
     assert {f.name for f in large.parent.iterdir()} == {f.name for f in small.parent.iterdir()}
 
 
+def test_probabilities_of_one_case_at_a_time_are_in_memory(root, tmp_path, monkeypatch):
+    """However many threads write: of large images of many classes they take most of it."""
+    writing, found = [], []
+    write, predict = SwIPEPredictor._write, SwIPEPredictor._predict_case
+
+    def slowly(self, *arguments):
+        writing.append(1)
+        time.sleep(0.3)
+        write(self, *arguments)
+        writing.pop()
+
+    def watched(self, *arguments, **options):
+        found.append(len(writing))
+        return predict(self, *arguments, **options)
+
+    monkeypatch.setattr(SwIPEPredictor, "_write", slowly)
+    monkeypatch.setattr(SwIPEPredictor, "_predict_case", watched)
+    source = root / "nnUNet_raw" / ABDOMEN / "imagesTr"
+    swipe_predict(root, tmp_path, "--save_probabilities", "-nps", 3, source=source)
+    assert found == [0] * len(list(source.iterdir()))
+
+
+def test_a_damaged_image_is_named_before_the_first_case(root, tmp_path, capsys, monkeypatch):
+    images = tmp_path / "images"
+    shutil.copytree(root / "nnUNet_raw" / ABDOMEN / "imagesTr", images)
+    last = max(images.iterdir())
+    last.write_bytes(last.read_bytes()[:10])
+    monkeypatch.setattr(EncodedImage, "__init__", lambda *_, **__: pytest.fail("a case was begun"))
+    with pytest.raises(SystemExit, match="1"):
+        swipe_predict(root, tmp_path / "out", source=images)
+    assert f"{last} cannot be read as an image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["patch"], "patches"])
+def test_maps_of_uncertainty_that_there_are_not_are_named(names):
+    with pytest.raises(ValueError, match=r"no map of uncertainty '(patch|p)'; there are label, patches, .*"):
+        SwIPEPredictor(uncertainties=names)
+
+
 def test_uncertainty_lies_beside_the_labels(root, tmp_path):
     (labels,) = swipe_predict(root, tmp_path / "all", "--save_uncertainty", folds=(0, 1))
     whole = tmp_path / "all" / "uncertainty" / labels.name

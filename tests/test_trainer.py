@@ -24,6 +24,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2_swipe import trainers
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS
 from nnunetv2_swipe.network.swipe_net import SwIPENet
+from nnunetv2_swipe.planners.plan_block import with_swipe_block
 from nnunetv2_swipe.trainers import SwIPETrainer, swipe_trainer
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
 
@@ -91,7 +92,7 @@ def test_ablation_changes_its_key_and_no_other(name, change):
 
 
 @pytest.mark.parametrize("dims", DATASETS)
-@pytest.mark.parametrize("name", trainers.__all__)
+@pytest.mark.parametrize("name", ["SwIPETrainer", "SwIPETrainer_noSourceCoordinates"])
 def test_trains_a_step(name, dims):
     trainer = make(getattr(trainers, name), dims)
     batch = start(trainer)
@@ -325,6 +326,46 @@ def test_checkpoint_of_another_network_names_tensor_and_shapes(tmp_path):
     fewer = make(trainers.SwIPETrainer_noMEA)
     with pytest.raises(RuntimeError, match=r"neck\.attention\.\S+ has shape .* none \(missing\) in the network"):
         fewer.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"), [({"pool_to_patch_grid": False}, False), ({"n_points": 9, "decoding": "blended"}, True)]
+)
+def test_checkpoint_of_other_settings_is_refused_if_the_network_computes_otherwise(tmp_path, changes, fits):
+    """Although no tensor has another shape."""
+    trainer = make()
+    trainer.initialize()
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    changed = make(edit=lambda c: c["swipe"].update(changes))
+    if fits:
+        changed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+        return
+    with pytest.raises(RuntimeError, match=r"with 'pool_to_patch_grid' True .* now says False"):
+        changed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+
+def test_data_of_another_plan_that_preprocesses_otherwise_are_not_trained_on():
+    """As after nnU-Net's own planning has been run again for more cases."""
+    stock = plans_file(ABDOMEN, "nnUNetPlans")
+    original = stock.read_text()
+    edit_json(stock, lambda plans: plans["foreground_intensity_properties_per_channel"]["0"].update(mean=1e6))
+    try:
+        with pytest.raises(ValueError, match="'nnUNetPlans' uses the data in nnUNetPlans_3d_fullres, too"):
+            make().on_train_start()
+        make(plans="nnUNetPlans").on_train_start()  # it is their plan
+    finally:
+        stock.write_text(original)
+
+
+def test_labels_with_a_gap_are_named():
+    with pytest.raises(ValueError, match=r"declares the labels \[0, 1, 3\]; they must be 0, 1, 2"):
+        with_swipe_block(
+            json.loads(plans_file(ABDOMEN).read_text()),
+            "3d_fullres",
+            json.loads(plans_file(ABDOMEN, "dataset").read_text()) | {"labels": {"background": 0, "a": 1, "b": 3}},
+            trainer_name="SwIPETrainer",
+            changes={},
+        )
 
 
 def test_pretrained_weights_are_taken_but_for_the_classes(tmp_path):

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,7 +42,8 @@ def write_meshes(arguments: argparse.Namespace) -> None:
         if min(image.grid.shape) == 1:
             raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
         for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
-            file = Path(arguments.o) / f"{case}_{name.replace(os.sep, '_')}.{arguments.format}"
+            in_file_names = re.sub(r"[/\\]", "_", name)
+            file = Path(arguments.o) / f"{case}_{in_file_names}.{arguments.format}"
             if len(mesh.faces) == 0:
                 tqdm.write(f"{case} holds no {name}.")
                 file.unlink(missing_ok=True)  # of an earlier run

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
@@ -65,10 +66,12 @@ def _output_grid(arguments: argparse.Namespace, predictor: SwIPEPredictor) -> Ou
 
 
 def _grid_as_read(file: str, predictor: SwIPEPredictor) -> Grid:
-    """The grid of an image, as the model's reader reads it."""
+    """The grid of an image or label map, as the model's reader reads it."""
     if not Path(file).is_file():
         raise ValueError(f"The image {file} does not exist.")
-    image, properties = predictor.plans_manager.image_reader_writer_class().read_images([file])
+    reader = predictor.plans_manager.image_reader_writer_class()
+    is_channel = re.search(r"_\d{4}\.", Path(file).name)  # TIFF's spacing is in a file named after the case
+    image, properties = reader.read_images([file]) if is_channel else reader.read_seg(file)
     return grid_of_image(properties, image.shape[1:])
 
 

@@ -57,7 +57,7 @@ class CaseFiles:
     ) -> None:
         """Write a label map with nnU-Net's writer, or slice by slice if it is on the disk and NIfTI.
 
-        Not by the writers that reorient, which need it in memory.
+        Not by the writers that reorient, which need it in memory. One on the disk cannot be read any more afterwards.
         """
         file = self._folder / f"{self.output.name}{ending}"
         reorients = type(writer).__name__.endswith("WithReorient")
@@ -65,6 +65,8 @@ class CaseFiles:
             _write_nifti(labels, grid, file)
         else:
             writer.write_seg(labels, str(file), properties)
+        if isinstance(labels, np.memmap):
+            labels._mmap.close()  # type: ignore[attr-defined]  # Windows does not delete what is mapped
 
     def write_map(self, name: str, values: np.ndarray, grid: Grid) -> None:
         """Write a map (z, y, x) of float32 as `NAME/CASE.nii.gz`, apart from the label maps."""

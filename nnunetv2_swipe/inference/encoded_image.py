@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
 from nnunetv2_swipe.inference.geometry import Grid, Placement, box_around, grid_of_image, place
-from nnunetv2_swipe.inference.output_grid import require_memory
+from nnunetv2_swipe.inference.memory import require_memory
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 from nnunetv2_swipe.inference.tiles import TiledImage
 from nnunetv2_swipe.labels import as_tuple, named_structures
@@ -35,7 +35,7 @@ class EncodedImage:
         image: Preprocessed image, see `TiledImage`.
         properties: What the preprocessor says of it.
         keep: Keep the embeddings, to ask again without encoding; else they are forgotten as a grid parallel to the
-            image is passed through.
+            image is passed through. See `TiledImage` for how many are kept at most.
 
     Attributes:
         grid: The image's own grid.

@@ -17,7 +17,7 @@ _OF_A_VOXEL = 1e-3
 """How far, in voxels of the preprocessed image, a grid may be from parallel to count as such."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
     """A regular grid in the patient.
 

@@ -183,9 +183,9 @@ def coarse_to_fine(
     A lattice of every 2^levels-th voxel is decoded first, and the centres of its cells: a plate across an axis is seen
     if it is half a cell thick. Level by level the lattice is halved; new points are decoded where the points between
     which they lie have different labels, or little certainty in the mean, and next to an uncertain centre. Then points
-    next to another label are decoded until there are none left, so that what was seen once is followed: in the end
-    every voxel with a neighbour of another label has been decoded. All labels are right if the certainty nowhere
-    changes faster than by the margin in half the diagonal of a cell of the first lattice.
+    next to another label are decoded until there are none left, so that what was seen once is followed within the crop:
+    in the end every voxel with a neighbour of another label has been decoded. All labels are right if the certainty
+    nowhere changes faster than by the margin in half the diagonal of a cell of the first lattice.
 
     Args:
         decode: The decoder.

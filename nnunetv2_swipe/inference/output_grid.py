@@ -1,7 +1,6 @@
 """On which grid a prediction is wanted."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -59,16 +58,3 @@ class OutputGrid:
             kind = "an image of one slice takes two" if is_slice else "a volume takes three"
             raise ValueError(f"The --spacing or --size of the output is {tuple(values)}; {kind} numbers.")
         return list(own[: 3 - len(values)]) + list(values[::-1])
-
-
-def require_memory(n_bytes: float, what: str) -> None:
-    """ValueError if something takes more than the machine's main memory, where the system tells its size."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
-    if n_bytes > memory:
-        raise ValueError(
-            f"{what} would take {n_bytes / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f} GB. Ask for a "
-            "coarser grid."
-        )

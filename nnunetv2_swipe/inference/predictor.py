@@ -21,7 +21,8 @@ from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.image_headers import grid_of_file, n_channels
-from nnunetv2_swipe.inference.output_grid import OutputGrid, require_memory
+from nnunetv2_swipe.inference.memory import require_memory
+from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.tiles import swipe_network
 
 
@@ -35,6 +36,9 @@ class SwIPEPredictor(nnUNetPredictor):
         uncertainties: Names of maps to write, each to a folder of its name: those of `UNCERTAINTIES`, or
             `TOTAL_UNCERTAINTY`, their sum.
         options: Those of `nnUNetPredictor`.
+
+    Raises:
+        ValueError: There is no such map.
     """
 
     def __init__(
@@ -47,6 +51,9 @@ class SwIPEPredictor(nnUNetPredictor):
         super().__init__(**{"perform_everything_on_device": False, **options})  # embeddings are in main memory
         self.output_grid = output_grid or OutputGrid()
         self.uncertainties = tuple(dict.fromkeys(uncertainties))
+        for name in self.uncertainties:
+            if name not in (known := (*UNCERTAINTIES, TOTAL_UNCERTAINTY)):
+                raise ValueError(f"There is no map of uncertainty {name!r}; there are {', '.join(known)}.")
 
     def initialize_from_trained_model_folder(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """As nnU-Net's.
@@ -72,7 +79,7 @@ class SwIPEPredictor(nnUNetPredictor):
             keep: See `EncodedImage`.
 
         Raises:
-            ValueError: Files are missing or cannot be read, or the previous stage is.
+            ValueError: Files are missing or cannot be read, or the previous stage's is missing.
         """
         files = [str(image_files)] if isinstance(image_files, (str, Path)) else list(map(str, image_files))
         previous = None if previous_stage is None else str(previous_stage)
@@ -257,10 +264,12 @@ class SwIPEPredictor(nnUNetPredictor):
             map and the probabilities.
         """
         results: list[Future] = []
+        # waiting for a writer are label maps, or probabilities, which take much more memory
+        most = 0 if save_probabilities else num_processes_segmentation_export
         with ThreadPoolExecutor(max(1, num_processes_segmentation_export)) as writers:
             for case in data_iterator:
                 busy = [r for r in results if not r.done()]
-                if len(busy) > num_processes_segmentation_export:  # of the label maps no more wait than are written
+                if len(busy) > most:
                     wait(busy, return_when=FIRST_COMPLETED)
                 for result in results:
                     if result.done():

@@ -7,6 +7,7 @@ Gaussian weights. So an image is never held as logits: its labels are decided bl
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from nnunetv2_swipe.inference.blocks import Block, TilePart, mean, mean_over_tiles
 from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, padding_of, rows_per_chunk
+from nnunetv2_swipe.inference.memory import main_memory
 from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
 from nnunetv2_swipe.network.swipe_net import FirstLayerTerms, SwIPENet
 
@@ -26,6 +28,8 @@ _GAUSSIAN_WIDTH = 1 / 8
 """Standard deviation of the tiles' weights, in tiles: nnU-Net's."""
 _VALUES_PER_BLOCK, _POINTS_PER_BLOCK = 1 << 24, 1 << 21
 """Logits and points of a block at most; decoding takes several times their memory."""
+_SHARE_OF_MEMORY = 0.5
+"""Of main memory, for embeddings."""
 
 
 class _Tile(NamedTuple):
@@ -64,7 +68,9 @@ class TiledImage:
         predictor: nnU-Net's predictor, holding a model of a SwIPE trainer.
         image: Preprocessed image with its source channels, (channels, z, y, x), what SwIPE's preprocessor returns as a
             tensor; of a cascade, with the previous stage's segmentation one-hot behind it.
-        keep: Keep the embeddings of all tiles; else those before a lattice are forgotten when it is decoded.
+        keep: Keep the embeddings of all tiles; else those before a lattice are forgotten when it is decoded. If more
+            than fit into half of the main memory are needed, those unused for longest are forgotten, too, and warned
+            of: they are made again when they are needed.
 
     Attributes:
         shape: Of the preprocessed image, (z, y, x).
@@ -91,7 +97,7 @@ class TiledImage:
         slicers = predictor._internal_get_sliding_window_slicers(self._image.shape[1:])
         self._tiles = [_tile(slicer[1:]) for slicer in slicers]
         self._keep = keep
-        self._embedded: dict[_Tile, list[_Pass]] = {}
+        self._embedded: dict[_Tile, list[_Pass]] = {}  # those used last come last
 
     def blocks(self, positions: Sequence[Tensor], *, labels_only: bool = False) -> list[tuple[slice, ...]]:
         """Parts of a lattice to decode one after the other: between the beginnings of tiles, and not too large.
@@ -183,14 +189,28 @@ class TiledImage:
 
     def passes(self, tile: _Tile) -> list[_Pass]:
         """What every fold, mirrored in every way, makes of a tile; computed when first asked for."""
-        if tile not in self._embedded:
+        passes = self._embedded.pop(tile, None)
+        if passes is None:
             crop = self._crop(tile)
-            self._embedded[tile] = [
+            passes = [
                 _Pass(network, axes, _terms(network, crop.flip([a + 2 for a in axes])))
                 for network in self._networks
                 for axes in self._mirrored
             ]
-        return self._embedded[tile]
+            self._make_room(sum(p.terms.patch.nbytes for p in passes))
+        self._embedded[tile] = passes
+        return passes
+
+    def _make_room(self, n_bytes: int) -> None:
+        """Forget the tiles unused for longest until the embeddings of one more, of as many bytes, are not too much."""
+        most = _SHARE_OF_MEMORY * main_memory() / n_bytes
+        while self._embedded and len(self._embedded) + 1 > most:
+            del self._embedded[next(iter(self._embedded))]
+            warnings.warn(
+                f"The embeddings of {int(most)} tiles are all that fits into half of the memory; others are made "
+                "again whenever they are needed. With fewer folds, or without mirroring, they need less.",
+                stacklevel=2,
+            )
 
     @torch.inference_mode()
     def attention(self) -> Tensor | None:
@@ -219,7 +239,10 @@ class TiledImage:
     def _parts_in_tiles(self, positions: Sequence[Tensor]) -> Iterator[TilePart]:
         """What of a lattice lies in each tile that holds any of it."""
         padded = [p + padding for p, padding in zip(positions, self._padding, strict=True)]
+        lowest, highest = ([float(p[i]) for p in padded] for i in (0, -1))
         for tile in self._tiles:
+            if not tile.reaches(lowest, highest):
+                continue
             ends = [torch.tensor([a - 0.5, b - 0.5]) for a, b in zip(tile.start, tile.end, strict=True)]
             where = [slice(*torch.searchsorted(p, e).tolist()) for p, e in zip(padded, ends, strict=True)]
             if all(w.stop > w.start for w in where):

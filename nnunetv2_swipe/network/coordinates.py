@@ -120,12 +120,29 @@ def source_channels(shape: Sequence[int], box: Sequence[slice] | None = None) ->
     Returns:
         (4, *box shape) float32: the z, y and x coordinate in [-1, 1], then ones.
     """
+    size = [len(range(n)[b]) for n, b in zip(shape, box, strict=True)] if box is not None else shape
+    return with_source_channels(np.empty((0, *size), dtype=np.float32), shape, box)
+
+
+def with_source_channels(
+    image: np.ndarray, shape: Sequence[int] | None = None, box: Sequence[slice] | None = None
+) -> np.ndarray:
+    """An image, or a box of it, (C, *box shape), behind its source-frame channels: (4 + C, *box shape).
+
+    Args:
+        image: The image, or the box.
+        shape: Spatial shape of the whole preprocessed image, three axes (default: that of `image`).
+        box: The part that `image` is, one slice per axis (default: all of it).
+    """
+    shape = shape if shape is not None else image.shape[1:]
     box = box if box is not None else [slice(None)] * len(shape)
-    axes = [((2 * np.arange(n) + 1) / n - 1).astype(np.float32)[b] for n, b in zip(shape, box, strict=True)]
-    channels = np.ones((N_SOURCE_CHANNELS, *(len(a) for a in axes)), dtype=np.float32)
-    for i, axis in enumerate(axes):
-        channels[i] = axis.reshape([-1 if j == i else 1 for j in range(len(axes))])
-    return channels
+    result = np.empty((N_SOURCE_CHANNELS + len(image), *image.shape[1:]), dtype=image.dtype)
+    for i, (n, part) in enumerate(zip(shape, box, strict=True)):
+        axis = ((2 * np.arange(n) + 1) / n - 1)[part]
+        result[i] = axis.reshape([-1 if j == i else 1 for j in range(len(shape))])
+    result[N_SOURCE_CHANNELS - 1] = 1
+    result[N_SOURCE_CHANNELS:] = image
+    return result
 
 
 def fit_source_frame(channels: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class SwIPENet(nn.Module):
         if patches is None:
             patches = patch_index(points, self.config.patch_size, terms.patch.shape[1:-1])
         row = flat_index(torch.cat((sample[:, None], patches), 1), terms.patch.shape[:-1])
-        return self._decode_patch(
+        logits = self._decode_patch(
             points,
             patches,
             terms.size,
@@ -206,6 +206,7 @@ class SwIPENet(nn.Module):
             image_term=None if terms.image is None else terms.image.index_select(0, sample),
             frame=None if terms.source_frame is None else terms.source_frame.index_select(0, sample),
         )
+        return self.bounded(logits)
 
     def decode_blended(self, terms: FirstLayerTerms, points: Tensor, sample: Tensor) -> Tensor:
         """As `decode`, blending the 2^D nearest patches with multilinear weights: continuous across patch borders."""
@@ -261,7 +262,7 @@ class SwIPENet(nn.Module):
         with network_precision(points.device):
             terms = [patch_term] if image_term is None else [patch_term, image_term]
             logits = self.patch_decoder(torch.cat(position, -1), *terms)
-        return self.bounded(logits)
+        return logits.float()  # not bounded: the loss of training must see all of them
 
     @staticmethod
     def bounded(logits: Tensor) -> Tensor:

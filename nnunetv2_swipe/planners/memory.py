@@ -43,9 +43,10 @@ def training_memory(
     few = config.replace(n_points=1)
     total, network = (_step_memory(c, crop, batch_size, channels, num_classes, amp) for c in (config, few))
     step = NETWORK_OVERHEAD * network + POINT_OVERHEAD * (total - network)
-    # nnU-Net's online validation: dense float32 logits, their softmax and what the loss makes of them; meanwhile the
-    # CUDA graph of the step keeps its memory
-    validation = 4 * 4 * batch_size * num_classes * math.prod(crop)
+    # nnU-Net's online validation: dense float32 logits and, at the worst, what true and false positives and negatives
+    # are counted from; meanwhile the CUDA graph of the step keeps its memory
+    tensors = 11 if config.regions else 8
+    validation = 4 * tensors * batch_size * num_classes * math.prod(crop)
     return round(step + validation)
 
 

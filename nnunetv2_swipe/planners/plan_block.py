@@ -11,6 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.labels import require_consecutive
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.self_configuration import check_configuration, derive_config
 
@@ -95,6 +96,7 @@ def with_swipe_block(
     plan: dict[str, Any] = deepcopy(dict(plans))
     manager = PlansManager(plan)
     labels = manager.get_label_manager(dataset_json)
+    require_consecutive(labels)
     block = manager.get_configuration(configuration).configuration.get(PLAN_KEY)
     if block is None:
         block = _block_of_model_folder(manager, configuration, trainer_name)

@@ -56,9 +56,9 @@ def is_used_by_others(plans: Mapping[str, Any], own: Mapping[str, Any], others: 
     other = _unlike(plans, own, identifier, others)
     if other is not None:
         raise ValueError(
-            f"The plan {other!r} uses the data in {identifier}, which this plan would replace by data preprocessed "
-            f"otherwise. Plan this one or that one anew, delete {other}.json if it is of no use any more, or give this "
-            "one another name (-overwrite_plans_name; -tp of nnUNetv2_move_plans_between_datasets)."
+            f"The plan {other!r} uses the data in {identifier}, too, but preprocesses otherwise than this plan. Plan "
+            f"this one or that one anew, delete {other}.json if it is of no use any more, or give this one another "
+            "name (-overwrite_plans_name; -tp of nnUNetv2_move_plans_between_datasets)."
         )
     return bool(_uses(identifier, others))
 

@@ -12,6 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.labels import require_consecutive
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
 from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, derive_block
@@ -50,6 +51,7 @@ class SwIPEPlanner(ExperimentPlanner):
         recursive_fix_for_json_export(plans)
         planned = json.loads(json.dumps(plans))  # lists for tuples: compares equal to a plan read from its file
         labels: LabelManager = PlansManager(planned).get_label_manager(self.dataset_json)
+        require_consecutive(labels)
         folder = Path(nnUNet_preprocessed) / self.dataset_name
         statistics = label_statistics(
             {case: files["label"] for case, files in self.dataset.items()},

@@ -12,7 +12,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
-from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
+from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, with_source_channels
 
 _SPATIAL_TRANSFORMS = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
 
@@ -32,8 +32,7 @@ class ImageWithSourceFrame:
         if box[0] != slice(None) and item is not Ellipsis:
             raise IndexError("An image with source frame is read with all its channels, as image[:, z, y, x].")
         box = (slice(None), *box[1:]) + (slice(None),) * (self.ndim - len(box))
-        image = np.asarray(self.data[box])
-        return np.concatenate((source_channels(self.shape[1:], box[1:]).astype(image.dtype), image))
+        return with_source_channels(np.asarray(self.data[box]), self.shape[1:], box[1:])
 
 
 class _WithSourceFrame:

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_swipe.labels import declared_labels, require_declared
-from nnunetv2_swipe.network.coordinates import source_channels
+from nnunetv2_swipe.network.coordinates import with_source_channels
 from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class SwIPEPreprocessor(DefaultPreprocessor):
     """nnU-Net's default preprocessor, which it equals in the data it stores for training.
 
     - Bad input stops with an error that names the case: NaN or infinite intensities, undeclared labels.
-    - Training data that are already there, complete and up to date, are kept.
+    - Training data that another plan uses as well, complete and up to date, are kept.
     """
 
     def run_case(
@@ -87,7 +87,7 @@ class SwIPEPreprocessor_withSourceFrame(SwIPEPreprocessor):
     def run_case_npy(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray, dict]:  # noqa: ANN401
         """As `SwIPEPreprocessor`'s, the source frame in front of the image: (4 + C, z, y, x)."""
         data, seg, properties = super().run_case_npy(*args, **kwargs)
-        return np.concatenate((source_channels(data.shape[1:]), data)), seg, properties
+        return with_source_channels(data), seg, properties
 
     def run_case_save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Stored data have no source frame: the training dataset adds it as it reads them."""

@@ -4,9 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunetv2_swipe.config import PLAN_KEY
+
+_NOT_OF_THE_NETWORK = frozenset(
+    (
+        "dropout", "n_points", "background_share", "boundary_radius", "point_weight_exponent", "n_spo",
+        "spo_connectivity", "patch_loss_weight", "spo_loss_weight", "embedding_loss_weight", "initial_lr",
+        "weight_decay", "warmup_iterations", "mise_levels", "mise_margin", "decoding",
+    )
+)  # fmt: skip
+"""Settings that may change while a network is trained, or afterwards."""
 
 
 def read_checkpoint(filename: str) -> dict[str, Any]:
@@ -34,7 +44,7 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
 
 
 def require_fit(checkpoint: Mapping[str, Any], network: nn.Module, filename: str) -> None:
-    """RuntimeError if a checkpoint's tensors differ from the network's, naming the first."""
+    """RuntimeError if a checkpoint's tensors, or settings of its network, are not the network's, naming the first."""
     network = getattr(network, "module", network)
     network = getattr(network, "_orig_mod", network)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
@@ -45,4 +55,16 @@ def require_fit(checkpoint: Mapping[str, Any], network: nn.Module, filename: str
             raise RuntimeError(
                 f"The checkpoint {filename} does not fit the plan's network: {key} has shape {there} in the checkpoint "
                 f"and {here} in the network. Was the {PLAN_KEY!r} block of the plan changed after training?"
+            )
+    trained = checkpoint.get("init_args", {})
+    if "plans" not in trained:
+        return
+    configuration = PlansManager(trained["plans"]).get_configuration(trained["configuration"]).configuration
+    config: Any = network.config
+    for key, here in config.to_dict().items():
+        there = configuration.get(PLAN_KEY, {}).get(key, here)
+        if there != here and key not in _NOT_OF_THE_NETWORK:
+            raise RuntimeError(
+                f"The checkpoint {filename} was trained with {key!r} {there} in the {PLAN_KEY!r} block of the plan, "
+                f"which now says {here}. Set it back, or train anew."
             )

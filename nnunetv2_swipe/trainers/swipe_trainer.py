@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
+from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
 from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit
@@ -102,6 +104,19 @@ class SwIPETrainer(nnUNetTrainer):
         self.print_to_log_file(
             f"SwIPE: {parameters / 1e6:.2f} M parameters, {precision}, settings {self.config.to_dict()}"
         )
+
+    def on_train_start(self) -> None:
+        """As nnU-Net's, if the data are still those that the plan preprocesses.
+
+        Raises:
+            ValueError: They are another plan's, which has come to preprocess otherwise.
+        """
+        plans, configuration = self.plans_manager.plans, self.configuration_manager.configuration
+        name = plans["plans_name"]
+        if configuration["data_identifier"] not in [f"{name}_{c}" for c in plans["configurations"]]:
+            others = other_plans(Path(self.preprocessed_dataset_folder_base), name)
+            is_used_by_others(plans, configuration, others)
+        super().on_train_start()
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing to set: SwIPE has no deep supervision."""

@@ -88,8 +88,9 @@ def _classes_and_boundary(
     """
     if config.regions:
         members = target[:, :num_classes].bool()
-        volume = members.flatten(2).sum(-1).view(*members.shape[:2], *[1] * (target.ndim - 2))
-        smallest = torch.where(members, volume, torch.iinfo(volume.dtype).max).argmin(1)
+        rank = members.flatten(2).sum(-1).argsort(dim=1, stable=True).argsort(1).short()
+        rank = rank.view(*members.shape[:2], *[1] * (target.ndim - 2))
+        smallest = torch.where(members, rank, torch.iinfo(rank.dtype).max).argmin(1)
         classes = torch.where(members.any(1), smallest + 1, 0).short()
         if ignore_label is not None:
             classes = torch.where(target[:, num_classes].bool(), -1, classes)
