@@ -18,7 +18,7 @@ def write(tmp_path):
         if name.endswith((".png", ".bmp")):
             Image.fromarray(array).save(file)
         elif name.endswith(".tif"):
-            tifffile.imwrite(file, array)
+            tifffile.imwrite(file, array, photometric="minisblack")
         else:
             image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
             image.SetSpacing((0.5, 1.0, 2.0))
