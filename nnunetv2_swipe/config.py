@@ -16,6 +16,15 @@ CONNECTIVITIES = {2: (4, 8), 3: (6, 18, 26)}
 RES2NET_SCALE = 4
 
 
+OF_TRAINING = (
+    "dropout", "n_points", "background_share", "boundary_radius", "point_weight_exponent", "n_spo", "spo_connectivity",
+    "patch_loss_weight", "spo_loss_weight", "embedding_loss_weight", "initial_lr", "weight_decay", "warmup_iterations",
+)  # fmt: skip
+"""Settings that a trained network does not depend on."""
+OF_DECODING = ("mise_levels", "mise_margin", "decoding")
+"""Likewise: they may change after training."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SwIPEConfig:
     """Everything that SwIPE adds to nnU-Net's plan for one configuration.
@@ -137,6 +146,12 @@ class SwIPEConfig:
                 "let SwIPETrainer derive a new one."
             )
         return cls(**{key: _read(key, block[key], hint) for key, hint in hints.items()})
+
+    def differs_from(self, block: Mapping[str, Any]) -> str | None:
+        """The first key, if any, by which a block is of another network; an older version's may lack some."""
+        own = self.to_dict()
+        keys = [key for key in own if key in block and key not in (*OF_TRAINING, *OF_DECODING)]
+        return next((key for key in keys if block[key] != own[key]), None)
 
     def replace(self, **changes: Any) -> "SwIPEConfig":  # noqa: ANN401
         """A copy with some values changed, validated."""

@@ -366,7 +366,7 @@ def measure_all(
     trained = load_json(str(model / "plans.json"))["configurations"][task.configuration].get(PLAN_KEY, {})
     planned = isolated(planned_settings, task)
     if trained != planned:
-        different = ", ".join(key for key in planned if trained.get(key) != planned[key])
+        different = ", ".join(key for key in trained | planned if trained.get(key) != planned.get(key))
         raise DemoError(
             f"{model} was trained with other settings than the plan's ({different}). Leave out --model and delete it, "
             "to train again."

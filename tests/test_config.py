@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from nnunetv2_swipe.config import BACKBONES, SwIPEConfig
+from nnunetv2_swipe.config import BACKBONES, OF_DECODING, OF_TRAINING, SwIPEConfig
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -16,6 +16,16 @@ def test_round_trip_through_json(tiny_config, dims):
     assert SwIPEConfig.from_dict(block) == config
     assert SwIPEConfig.from_dict(block).to_dict() == block
     assert config.dims == dims
+
+
+def test_settings_of_training_and_decoding_make_no_other_network(tiny_config):
+    config = tiny_config()
+    block = config.to_dict()
+    assert {*OF_TRAINING, *OF_DECODING} <= set(block)
+    assert config.differs_from(block | {"n_points": 7, "decoding": "blended", "dropout": 0.5}) is None
+    assert config.differs_from(block | {"n_points": 7, "cascade": not config.cascade}) == "cascade"
+    del block["cascade"]  # of an older version
+    assert config.differs_from(block) is None
 
 
 def test_unknown_key_is_named_with_those_allowed(tiny_config):

@@ -1,5 +1,6 @@
 """Channels and grids of image files from their headers, of formats that nnU-Net's readers read alike."""
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -20,8 +21,8 @@ def write(tmp_path):
         elif name.endswith(".tif"):
             tifffile.imwrite(file, array, photometric="minisblack")
         else:
-            image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
-            image.SetSpacing((0.5, 1.0, 2.0))
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing((0.5, 1.0, 2.0, 1.0)[: array.ndim])
             sitk.WriteImage(image, file)
         return file
 
@@ -34,16 +35,28 @@ def zeros(*shape):
 
 @pytest.mark.parametrize(
     ("name", "shape", "channels"),
-    [("a.nii.gz", (4, 5, 6), 1), ("a.mha", (4, 5, 6, 2), 2), ("a.png", (5, 6), 1), ("a.png", (5, 6, 3), 3)],
+    [("a.nii.gz", (4, 5, 6), 1), ("a.mha", (5, 6), 1), ("a.png", (5, 6), 1), ("a.png", (5, 6, 3), 3)],
 )
 def test_channels_are_those_of_all_files(write, name, shape, channels):
     assert n_channels([write(name, zeros(*shape)), write(f"b_{name}", zeros(*shape))]) == 2 * channels
 
 
-@pytest.mark.parametrize(("name", "shape"), [("a.bmp", (5, 6)), ("a.tif", (3, 20, 30)), ("a.tif", (20, 30, 3))])
-def test_formats_that_nnunet_reads_otherwise_are_left_to_it(write, name, shape):
-    """A grey BMP, and TIFF volumes of three slices or columns, are several channels to SimpleITK."""
-    file = write(name, zeros(*shape))
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("a.bmp", (5, 6)), ("a.tif", (3, 20, 30)), ("a.tif", (20, 30, 3)), ("a.nii.gz", (2, 4, 5, 6)), ("a.nii", None)],
+)
+def test_what_nnunet_reads_otherwise_is_left_to_it(write, tmp_path, name, shape):
+    """A grey BMP, and TIFF volumes of three slices or columns, are several channels to SimpleITK.
+
+    Four axes are channels to nnU-Net; what is sheared (None) only NiBabel reads.
+    """
+    if shape is None:
+        file = str(tmp_path / name)
+        affine = np.eye(4)
+        affine[0, 1] = 0.1
+        nibabel.save(nibabel.Nifti1Image(zeros(4, 5, 6), affine), file)
+    else:
+        file = write(name, zeros(*shape))
     assert n_channels([file]) is None
     assert grid_of_file(file) is None
 

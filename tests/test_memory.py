@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 
 from nnunetv2_swipe.network.swipe_net import SwIPENet
-from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size, training_memory
+from nnunetv2_swipe.planners.memory import GIB, _LiveTensors, fitting_batch_size, training_memory
 from nnunetv2_swipe.precision import AMP_VARIABLE
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.point_sampling import sample_points
@@ -99,3 +100,20 @@ def test_batch_is_reduced_until_it_fits(tiny_config):
     assert memory == needed[batch_size] <= needed[6]
     # nnU-Net's least: what does not fit either is told
     assert fitting_batch_size(config, crop, 6, 1.0, **options) == (2, needed[2])
+
+
+@pytest.mark.parametrize(("regions", "n_tensors"), [(False, 8), (True, 11)])
+def test_online_validation_holds_as_many_dense_tensors_as_are_counted(tiny_config, regions, n_tensors):
+    """As nnU-Net's `validation_step` calls it."""
+    size = (1, 20, 16, 16, 16)
+    with _LiveTensors() as live:
+        output = torch.zeros(size)
+        if regions:
+            predicted, target = (output.sigmoid() > 0.5).long(), torch.zeros(size, dtype=torch.int16)
+        else:
+            predicted, target = torch.zeros(size, dtype=torch.float16), torch.zeros(1, 1, *size[2:])
+        get_tp_fp_fn_tn(predicted, target, axes=[0, 2, 3, 4])
+    assert live.peak == pytest.approx(4 * n_tensors * output.numel(), rel=0.07)  # and the target
+    config, crop = tiny_config(regions=regions), (32, 32, 32)
+    few, many = (training_memory(config, crop, 1, channels=1, num_classes=k) for k in (20, 120))
+    assert many - few > 4 * n_tensors * 100 * 32**3

@@ -313,7 +313,7 @@ def test_a_large_label_map_is_decoded_on_the_disk(root, tmp_path, monkeypatch):
     assert {f.name for f in large.parent.iterdir()} == {f.name for f in small.parent.iterdir()}
 
 
-def test_probabilities_of_one_case_at_a_time_are_in_memory(root, tmp_path, monkeypatch):
+def test_probabilities_of_one_case_at_a_time_are_in_memory_unless_several_fit(root, tmp_path, monkeypatch):
     """However many threads write: of large images of many classes they take most of it."""
     writing, found = [], []
     write, predict = SwIPEPredictor._write, SwIPEPredictor._predict_case
@@ -331,7 +331,11 @@ def test_probabilities_of_one_case_at_a_time_are_in_memory(root, tmp_path, monke
     monkeypatch.setattr(SwIPEPredictor, "_write", slowly)
     monkeypatch.setattr(SwIPEPredictor, "_predict_case", watched)
     source = root / "nnUNet_raw" / ABDOMEN / "imagesTr"
-    swipe_predict(root, tmp_path, "--save_probabilities", "-nps", 3, source=source)
+    swipe_predict(root, tmp_path / "many", "--save_probabilities", "-nps", 3, source=source)
+    assert max(found) > 0
+    found.clear()
+    monkeypatch.setattr("nnunetv2_swipe.inference.predictor.main_memory", lambda: 1)
+    swipe_predict(root, tmp_path / "one", "--save_probabilities", "-nps", 3, source=source)
     assert found == [0] * len(list(source.iterdir()))
 
 

@@ -351,10 +351,21 @@ def test_data_of_another_plan_that_preprocesses_otherwise_are_not_trained_on():
     edit_json(stock, lambda plans: plans["foreground_intensity_properties_per_channel"]["0"].update(mean=1e6))
     try:
         with pytest.raises(ValueError, match="'nnUNetPlans' uses the data in nnUNetPlans_3d_fullres, too"):
-            make().on_train_start()
-        make(plans="nnUNetPlans").on_train_start()  # it is their plan
+            make().initialize()
+        make(plans="nnUNetPlans").initialize()  # it is their plan
     finally:
         stock.write_text(original)
+
+
+def test_all_folds_of_a_model_have_one_network():
+    first = make()
+    start(first)
+    first.save_checkpoint(str(Path(first.output_folder, "checkpoint_final.pth")))
+    changed = make(fold=1, edit=lambda c: c["swipe"].update(pool_to_patch_grid=False))
+    with pytest.raises(RuntimeError, match=r"fold_0 was trained with 'pool_to_patch_grid' True .* now says False"):
+        changed.initialize()
+    make(fold=1, edit=lambda c: c["swipe"].update(n_points=9)).initialize()
+    make(edit=lambda c: c["swipe"].update(pool_to_patch_grid=False)).initialize()  # there is no other fold
 
 
 def test_labels_with_a_gap_are_named():

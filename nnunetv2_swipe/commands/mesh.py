@@ -42,8 +42,8 @@ def write_meshes(arguments: argparse.Namespace) -> None:
         if min(image.grid.shape) == 1:
             raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
         for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
-            in_file_names = re.sub(r"[/\\]", "_", name)
-            file = Path(arguments.o) / f"{case}_{in_file_names}.{arguments.format}"
+            safe_name = re.sub(r"[/\\]", "_", name)
+            file = Path(arguments.o) / f"{case}_{safe_name}.{arguments.format}"
             if len(mesh.faces) == 0:
                 tqdm.write(f"{case} holds no {name}.")
                 file.unlink(missing_ok=True)  # of an earlier run

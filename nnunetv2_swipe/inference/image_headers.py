@@ -1,4 +1,4 @@
-"""What the headers of image files say, of the formats in which SimpleITK finds what nnU-Net's readers find."""
+"""What the headers of image files say, where SimpleITK finds in them what nnU-Net's readers find."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ _ENDINGS = (".nii", ".nii.gz", ".nrrd", ".mha", ".gipl", ".png")
 
 
 def n_channels(files: Sequence[str]) -> int | None:
-    """Channels of the files of a case together; None if one is of another format.
+    """Channels of the files of a case together; None if nnU-Net reads one otherwise.
 
     Raises:
         ValueError: A file cannot be read.
@@ -22,7 +22,7 @@ def n_channels(files: Sequence[str]) -> int | None:
 
 
 def grid_of_file(file: str) -> Grid | None:
-    """The grid of an image, but for the order of its axes; None if it is of another format.
+    """The grid of an image, but for the order of its axes; None if nnU-Net reads it otherwise.
 
     Raises:
         ValueError: It cannot be read.
@@ -30,13 +30,13 @@ def grid_of_file(file: str) -> Grid | None:
     header = _header(file)
     if header is None:
         return None
-    dims = min(3, header.GetDimension())
+    dims = header.GetDimension()
     stuff = {
-        "spacing": header.GetSpacing()[:dims],
-        "origin": header.GetOrigin()[:dims],
-        "direction": np.reshape(header.GetDirection(), (header.GetDimension(),) * 2)[:dims, :dims],
+        "spacing": header.GetSpacing(),
+        "origin": header.GetOrigin(),
+        "direction": np.reshape(header.GetDirection(), (dims, dims)),
     }
-    return grid_of_image({"sitk_stuff": stuff}, (1,) * (3 - dims) + header.GetSize()[dims - 1 :: -1])
+    return grid_of_image({"sitk_stuff": stuff}, (1,) * (3 - dims) + header.GetSize()[::-1])
 
 
 def _header(file: str) -> sitk.ImageFileReader | None:
@@ -47,5 +47,8 @@ def _header(file: str) -> sitk.ImageFileReader | None:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
+        if "orthonormal" in str(error):  # sheared; for such images nnU-Net has NiBabel
+            return None
         raise ValueError(f"{file} cannot be read as an image. Is it there, and complete?") from error
-    return reader
+    is_scalar = reader.GetNumberOfComponents() == 1 or file.lower().endswith(".png")
+    return reader if is_scalar and reader.GetDimension() in (2, 3) else None

@@ -21,7 +21,7 @@ from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.image_headers import grid_of_file, n_channels
-from nnunetv2_swipe.inference.memory import require_memory
+from nnunetv2_swipe.inference.memory import main_memory, require_memory
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.tiles import swipe_network
 
@@ -264,11 +264,12 @@ class SwIPEPredictor(nnUNetPredictor):
             map and the probabilities.
         """
         results: list[Future] = []
-        # waiting for a writer are label maps, or probabilities, which take much more memory
-        most = 0 if save_probabilities else num_processes_segmentation_export
         with ThreadPoolExecutor(max(1, num_processes_segmentation_export)) as writers:
             for case in data_iterator:
                 busy = [r for r in results if not r.done()]
+                most = num_processes_segmentation_export
+                if save_probabilities and not self._several_fit(case["data_properties"], most + 1):
+                    most = 0
                 if len(busy) > most:
                     wait(busy, return_when=FIRST_COMPLETED)
                 for result in results:
@@ -277,6 +278,11 @@ class SwIPEPredictor(nnUNetPredictor):
                 results.append(self._predict_case(case, writers, save_probabilities=save_probabilities))
         empty_cache(self.device)
         return [result.result() for result in results]
+
+    def _several_fit(self, properties: Mapping[str, Any], n: int) -> bool:
+        """Whether the probabilities of `n` cases fit into half of the main memory."""
+        n_values = n * self.label_manager.num_segmentation_heads * math.prod(properties["shape_before_cropping"])
+        return self.output_grid == OutputGrid() and 4 * n_values < main_memory() / 2
 
     def predict_from_files_sequential(
         self,

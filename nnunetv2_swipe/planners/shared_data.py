@@ -37,20 +37,22 @@ def shared_identifier(plans: Mapping[str, Any], name: str, others: Plans) -> str
     for identifier in candidates:
         if identifier and _unlike(plans, own, identifier, others) is None:
             return identifier
-    is_used_by_others(plans, own, others)  # raises, if in another way
+    require_alike(plans, own, others)
     return own["data_identifier"]
 
 
-def is_used_by_others(plans: Mapping[str, Any], own: Mapping[str, Any], others: Plans) -> bool:
-    """Whether other plans use a configuration's data folder, too.
+def is_used_by_others(own: Mapping[str, Any], others: Plans) -> bool:
+    """Whether other plans of the dataset use a configuration's data folder, too."""
+    return bool(_uses(own["data_identifier"], others))
+
+
+def require_alike(plans: Mapping[str, Any], own: Mapping[str, Any], others: Plans) -> None:
+    """ValueError if another plan uses a configuration's data folder, too, but preprocesses otherwise.
 
     Args:
         plans: The plan.
         own: Its configuration, inheritance resolved.
         others: The dataset's other plans.
-
-    Raises:
-        ValueError: One does, but preprocesses otherwise.
     """
     identifier = own["data_identifier"]
     other = _unlike(plans, own, identifier, others)
@@ -60,7 +62,6 @@ def is_used_by_others(plans: Mapping[str, Any], own: Mapping[str, Any], others: 
             f"this one or that one anew, delete {other}.json if it is of no use any more, or give this one another "
             "name (-overwrite_plans_name; -tp of nnUNetv2_move_plans_between_datasets)."
         )
-    return bool(_uses(identifier, others))
 
 
 def _uses(identifier: str, others: Plans) -> list[tuple[str, Mapping[str, Any]]]:

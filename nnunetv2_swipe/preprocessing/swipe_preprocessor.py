@@ -16,7 +16,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_swipe.labels import declared_labels, require_declared
 from nnunetv2_swipe.network.coordinates import with_source_channels
-from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans
+from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans, require_alike
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,8 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
         configuration = plans_manager.get_configuration(configuration_name)
         others = other_plans(base, plans_identifier)
-        shared = is_used_by_others(plans_manager.plans, configuration.configuration, others)
+        require_alike(plans_manager.plans, configuration.configuration, others)
+        shared = is_used_by_others(configuration.configuration, others)
         if shared and _is_up_to_date(base / configuration.data_identifier, dataset_name, plans_manager, configuration):
             logger.warning("Using the data in %s, preprocessed before.", base / configuration.data_identifier)
             return

@@ -7,16 +7,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunetv2_swipe.config import PLAN_KEY
-
-_NOT_OF_THE_NETWORK = frozenset(
-    (
-        "dropout", "n_points", "background_share", "boundary_radius", "point_weight_exponent", "n_spo",
-        "spo_connectivity", "patch_loss_weight", "spo_loss_weight", "embedding_loss_weight", "initial_lr",
-        "weight_decay", "warmup_iterations", "mise_levels", "mise_margin", "decoding",
-    )
-)  # fmt: skip
-"""Settings that may change while a network is trained, or afterwards."""
+from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 
 
 def read_checkpoint(filename: str) -> dict[str, Any]:
@@ -57,14 +48,24 @@ def require_fit(checkpoint: Mapping[str, Any], network: nn.Module, filename: str
                 f"and {here} in the network. Was the {PLAN_KEY!r} block of the plan changed after training?"
             )
     trained = checkpoint.get("init_args", {})
-    if "plans" not in trained:
-        return
-    configuration = PlansManager(trained["plans"]).get_configuration(trained["configuration"]).configuration
-    config: Any = network.config
-    for key, here in config.to_dict().items():
-        there = configuration.get(PLAN_KEY, {}).get(key, here)
-        if there != here and key not in _NOT_OF_THE_NETWORK:
-            raise RuntimeError(
-                f"The checkpoint {filename} was trained with {key!r} {there} in the {PLAN_KEY!r} block of the plan, "
-                f"which now says {here}. Set it back, or train anew."
-            )
+    if "plans" in trained:
+        config: Any = network.config
+        require_same_network(trained["plans"], trained["configuration"], config, f"The checkpoint {filename}")
+
+
+def require_same_network(plans: Mapping[str, Any], configuration: str, config: SwIPEConfig, subject: str) -> None:
+    """RuntimeError if a plan that something was trained with is of another network than the settings now.
+
+    Args:
+        plans: nnU-Net's plan with SwIPE's block.
+        configuration: Name of the configuration.
+        config: The settings now.
+        subject: What was trained; the message begins with it.
+    """
+    block = PlansManager(dict(plans)).get_configuration(configuration).configuration.get(PLAN_KEY, {})
+    key = config.differs_from(block)
+    if key is not None:
+        raise RuntimeError(
+            f"{subject} was trained with {key!r} {block[key]} in the {PLAN_KEY!r} block of the plan, which now says "
+            f"{config.to_dict()[key]}. Set it back, or train anew."
+        )

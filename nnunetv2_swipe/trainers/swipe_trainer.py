@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -16,10 +17,10 @@ from torch import nn
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
-from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans
+from nnunetv2_swipe.planners.shared_data import other_plans, require_alike
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
-from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit
+from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit, require_same_network
 from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
@@ -92,7 +93,14 @@ class SwIPETrainer(nnUNetTrainer):
         return SwIPENet(read_block(configuration_manager), num_input_channels, num_output_channels)
 
     def initialize(self) -> None:
-        """As nnU-Net's, with the dataset that knows the source frame."""
+        """As nnU-Net's, with the dataset that knows the source frame.
+
+        Raises:
+            ValueError: The preprocessed data are another plan's, too, which preprocesses otherwise.
+            RuntimeError: Other folds of the model were trained with another network.
+        """
+        self._require_own_data()
+        self._require_network_of_other_folds()
         super().initialize()
         self.batch_loss = BatchLoss(self.network, self.loss)
         if self.config.source_coordinates:
@@ -105,18 +113,20 @@ class SwIPETrainer(nnUNetTrainer):
             f"SwIPE: {parameters / 1e6:.2f} M parameters, {precision}, settings {self.config.to_dict()}"
         )
 
-    def on_train_start(self) -> None:
-        """As nnU-Net's, if the data are still those that the plan preprocesses.
-
-        Raises:
-            ValueError: They are another plan's, which has come to preprocess otherwise.
-        """
+    def _require_own_data(self) -> None:
+        """Data of a folder that has the name of another plan may have been replaced by that plan's."""
         plans, configuration = self.plans_manager.plans, self.configuration_manager.configuration
         name = plans["plans_name"]
         if configuration["data_identifier"] not in [f"{name}_{c}" for c in plans["configurations"]]:
-            others = other_plans(Path(self.preprocessed_dataset_folder_base), name)
-            is_used_by_others(plans, configuration, others)
-        super().on_train_start()
+            require_alike(plans, configuration, other_plans(Path(self.preprocessed_dataset_folder_base), name))
+
+    def _require_network_of_other_folds(self) -> None:
+        """All folds share the model folder's plan, which each training writes anew."""
+        model = Path(self.output_folder_base)
+        others = [f for f in model.glob("fold_*/checkpoint_*.pth") if f.parent != Path(self.output_folder)]
+        if others and (model / "plans.json").is_file():
+            plans = load_json(str(model / "plans.json"))
+            require_same_network(plans, self.configuration_name, self.config, f"{others[0].parent}")
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing to set: SwIPE has no deep supervision."""
