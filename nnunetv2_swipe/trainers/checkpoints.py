@@ -67,5 +67,5 @@ def require_same_network(plans: Mapping[str, Any], configuration: str, config: S
     if key is not None:
         raise RuntimeError(
             f"{subject} was trained with {key!r} {block[key]} in the {PLAN_KEY!r} block of the plan, which now says "
-            f"{config.to_dict()[key]}. Set it back, or train anew."
+            f"{config.to_dict()[key]}. Set it back, or delete what was trained and begin anew."
         )
