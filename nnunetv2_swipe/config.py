@@ -15,7 +15,6 @@ DECODINGS = ("own", "blended")
 CONNECTIVITIES = {2: (4, 8), 3: (6, 18, 26)}
 RES2NET_SCALE = 4
 
-
 OF_TRAINING = (
     "dropout", "n_points", "background_share", "boundary_radius", "point_weight_exponent", "n_spo", "spo_connectivity",
     "patch_loss_weight", "spo_loss_weight", "embedding_loss_weight", "initial_lr", "weight_decay", "warmup_iterations",

@@ -30,9 +30,9 @@ from nnunetv2_swipe.network.coordinates import (
     N_SOURCE_CHANNELS,
     fit_source_frame,
     image_coordinates,
-    source_channels,
     source_coordinates,
     voxel_centres,
+    with_source_channels,
 )
 from nnunetv2_swipe.network.swipe_net import Embeddings, SwIPENet
 from nnunetv2_swipe.planners.memory import GIB
@@ -154,8 +154,7 @@ def _predictor(case: Case) -> SwIPEPredictor:
 
 
 def _image(case: Case) -> Tensor:
-    empty = np.zeros((1, *case.model_shape), dtype=np.float32)
-    return torch.from_numpy(np.concatenate((source_channels(case.model_shape), empty)))
+    return torch.from_numpy(with_source_channels(np.zeros((1, *case.model_shape), dtype=np.float32)))
 
 
 def write_logits(case: Case, file: Path) -> None:

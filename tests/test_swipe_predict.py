@@ -334,7 +334,7 @@ def test_probabilities_of_one_case_at_a_time_are_in_memory_unless_several_fit(ro
     swipe_predict(root, tmp_path / "many", "--save_probabilities", "-nps", 3, source=source)
     assert max(found) > 0
     found.clear()
-    monkeypatch.setattr("nnunetv2_swipe.inference.predictor.main_memory", lambda: 1)
+    monkeypatch.setattr("nnunetv2_swipe.inference.predictor.spare_memory", lambda: 1)
     swipe_predict(root, tmp_path / "one", "--save_probabilities", "-nps", 3, source=source)
     assert found == [0] * len(list(source.iterdir()))
 

@@ -19,6 +19,11 @@ def main_memory() -> float:
     return min(found)
 
 
+def spare_memory() -> float:
+    """Bytes that what is kept for speed alone may take: half of `main_memory`."""
+    return main_memory() / 2
+
+
 def require_memory(n_bytes: float, what: str) -> None:
     """ValueError if something takes more than the machine's main memory."""
     memory = main_memory()

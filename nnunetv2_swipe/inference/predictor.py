@@ -21,7 +21,7 @@ from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.image_headers import grid_of_file, n_channels
-from nnunetv2_swipe.inference.memory import main_memory, require_memory
+from nnunetv2_swipe.inference.memory import require_memory, spare_memory
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.tiles import swipe_network
 
@@ -280,9 +280,9 @@ class SwIPEPredictor(nnUNetPredictor):
         return [result.result() for result in results]
 
     def _several_fit(self, properties: Mapping[str, Any], n: int) -> bool:
-        """Whether the probabilities of `n` cases fit into half of the main memory."""
+        """Whether the probabilities of `n` cases may be kept in memory."""
         n_values = n * self.label_manager.num_segmentation_heads * math.prod(properties["shape_before_cropping"])
-        return self.output_grid == OutputGrid() and 4 * n_values < main_memory() / 2
+        return self.output_grid == OutputGrid() and 4 * n_values < spare_memory()
 
     def predict_from_files_sequential(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nnunetv2_swipe.inference.blocks import Block, TilePart, mean, mean_over_tiles
 from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, padding_of, rows_per_chunk
-from nnunetv2_swipe.inference.memory import main_memory
+from nnunetv2_swipe.inference.memory import spare_memory
 from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
 from nnunetv2_swipe.network.swipe_net import FirstLayerTerms, SwIPENet
 
@@ -28,8 +28,6 @@ _GAUSSIAN_WIDTH = 1 / 8
 """Standard deviation of the tiles' weights, in tiles: nnU-Net's."""
 _VALUES_PER_BLOCK, _POINTS_PER_BLOCK = 1 << 24, 1 << 21
 """Logits and points of a block at most; decoding takes several times their memory."""
-_SHARE_OF_MEMORY = 0.5
-"""Of main memory, for embeddings."""
 
 
 class _Tile(NamedTuple):
@@ -203,7 +201,7 @@ class TiledImage:
 
     def _make_room(self, n_bytes: int) -> None:
         """Forget the tiles unused for longest until the embeddings of one more, of as many bytes, are not too much."""
-        most = _SHARE_OF_MEMORY * main_memory() / n_bytes
+        most = spare_memory() / n_bytes
         while self._embedded and len(self._embedded) + 1 > most:
             del self._embedded[next(iter(self._embedded))]
             warnings.warn(
