@@ -136,14 +136,15 @@ def _add_lazy_names(module: "ModuleType", target: str) -> None:
 
 
 def _require_supported_nnunet() -> None:
-    """ImportError if the installed nnU-Net is too old: its trainers and predictor ask for other functions."""
+    """ImportError if the installed nnU-Net is too old or too new: its trainers and predictor have other functions."""
+    import re
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         found = version("nnunetv2")
     except PackageNotFoundError:  # a checkout on sys.path that was never installed
         return
-    numbers = tuple(int(part) if part.isdigit() else 0 for part in found.split(".")[:3])
+    numbers = tuple(map(int, re.findall(r"\d+", found.split("+")[0])[:3]))  # of 2.9rc1, too
     if not _OLDEST_NNUNET <= numbers < _TOO_NEW_NNUNET:
         raise ImportError(
             f"nnunetv2-swipe needs nnunetv2 from 2.8.1 to below 3, found {found}: pip install 'nnunetv2>=2.8.1,<3'"

@@ -14,6 +14,11 @@ def declared_labels(label_manager: LabelManager) -> list[int]:
     return [int(label) for label in (*label_manager.all_labels, *ignore)]
 
 
+def label_dtype(label_manager: LabelManager) -> np.dtype:
+    """Type of label maps, nnU-Net's."""
+    return np.dtype(np.uint8 if len(label_manager.foreground_labels) < 255 else np.uint16)
+
+
 def named_structures(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The labels of every foreground class or region, by its name in dataset.json; the ignore label is none."""
     named = {name: as_tuple(value) for name, value in dataset_json["labels"].items()}

@@ -86,6 +86,11 @@ class Cell:
         del values["model"]["name"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def title(self) -> str:
+        """What progress and messages call it."""
+        return f"{self.model.title}, seed {self.seed}, fraction {self.training_fraction:g}"
+
 
 @dataclass(frozen=True)
 class Study:
@@ -160,13 +165,16 @@ def _study(content: dict[str, Any]) -> Study:
     for key in ("iterations", "seconds"):
         if key in content and not (_is_whole(content[key]) and content[key] > 0):
             raise ValueError(f'"{key}" is {content[key]!r}; it must be a whole number above 0')
-    if content.get("fold", Study.fold) not in range(5):
-        raise ValueError(f'"fold" is {content["fold"]!r}; allowed: 0 to 4')
+    fold = content.get("fold", Study.fold)
+    if not (_is_whole(fold) and fold in range(5)):
+        raise ValueError(f'"fold" is {fold!r}; allowed: 0 to 4')
     lists = {key: content.get(key, list(getattr(Study, key))) for key in _LISTS}
     for key, (allowed, empty, valid) in _LISTS.items():
         values = lists[key]
         if not isinstance(values, list) or not (values or empty) or not all(map(valid, values)):
             raise ValueError(f'"{key}" is {values!r}; it must be a list of {allowed}')
+        if len(set(values)) < len(values):
+            raise ValueError(f'"{key}" is {values!r}; each value may stand there once')
     models = content["models"]
     if not isinstance(models, list) or not models or not all(isinstance(m, dict) for m in models):
         raise ValueError("give the models as [[models]] tables")
@@ -190,6 +198,10 @@ def _model(content: dict[str, Any]) -> Model:
         raise ValueError(f'"plans" of {model.trainer} is {model.plans!r}; allowed: {", ".join(PLANNERS)}')
     if model.batch_size is not None and not (_is_whole(model.batch_size) and model.batch_size > 0):
         raise ValueError(f'"batch_size" of {model.trainer} is {model.batch_size!r}; it must be a whole number above 0')
+    if not isinstance(model.name, str):
+        raise ValueError(f'"name" of {model.trainer} is {model.name!r}; it must be text')
+    if not isinstance(model.settings, dict):
+        raise ValueError(f'"settings" of {model.trainer} is {model.settings!r}; it must be a table')
     allowed = [f.name for f in fields(SwIPEConfig)] if issubclass(trainer, SwIPETrainer) else []
     for key in model.settings:
         if key not in allowed:
@@ -211,12 +223,16 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_seed(value: object) -> bool:
+    return _is_whole(value) and value in range(2**32)
+
+
 def _is_positive(value: object, most: float = sys.float_info.max) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most
 
 
 _LISTS: dict[str, tuple[str, bool, Callable[[Any], bool]]] = {
-    "seeds": ("whole numbers", False, _is_whole),
+    "seeds": ("whole numbers from 0 to 2^32 - 1", False, _is_seed),
     "training_fractions": ("numbers above 0, 1 at most", False, partial(_is_positive, most=1)),
     "output_scales": ("numbers above 0", True, _is_positive),
     "input_scales": ("numbers above 0", True, _is_positive),

@@ -66,10 +66,7 @@ def grid(arguments: argparse.Namespace) -> None:
     model = (arguments.model or real_data.run(arguments)).resolve()
     cases = real_data.validation_cases(arguments.dataset, folder)[: arguments.cases]
     result = measure_grid(model, [real_data.FOLD], cases, torch.device(arguments.device))
-    (folder / f"grid_{arguments.dataset}.json").write_text(json.dumps(result, indent=2))
-    text = grid_report(result)
-    (folder / f"grid_{arguments.dataset}.md").write_text(text + "\n")
-    print(text)
+    _write(folder / f"grid_{arguments.dataset}", result, grid_report(result))
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -81,11 +78,7 @@ def export(arguments: argparse.Namespace) -> None:
     result = measure_export(
         Case((arguments.slices, 512, 512), arguments.classes), [] if arguments.alone else list(RESAMPLING)
     )
-    name = f"export_{arguments.slices}_{arguments.classes}"
-    (arguments.folder / f"{name}.json").write_text(json.dumps(result, indent=2))
-    text = export_report(result)
-    (arguments.folder / f"{name}.md").write_text(text + "\n")
-    print(text)
+    _write(arguments.folder / f"export_{arguments.slices}_{arguments.classes}", result, export_report(result))
 
 
 def accuracy(arguments: argparse.Namespace) -> None:
@@ -100,16 +93,23 @@ def accuracy(arguments: argparse.Namespace) -> None:
     folder = arguments.folder.resolve()
     for plans in dict.fromkeys(model.plans for model in study.models):
         os.environ |= real_data.prepare(study.dataset, arguments.data, folder, plans)
-    os.environ.setdefault("nnUNet_n_proc_DA", "0")
+    os.environ |= {"nnUNet_n_proc_DA": "0"}  # nnU-Net's loader processes would not repeat their draws
     folder = folder / "accuracy" / arguments.device
-    results = run_study(study, folder / "cells", arguments.device)
-    tables = report(study, results)
+    results, failures = run_study(study, folder / "cells", arguments.device)
     command = f"python scripts/benchmark.py accuracy {arguments.study} --data DATA"
     if arguments.device != "cpu":
         command += f" --device {arguments.device}"
-    text = f"# {arguments.study.stem}\n\n`{command}`: {tables}\n"
-    (folder / f"{arguments.study.stem}.json").write_text(json.dumps(results, indent=1))
-    (folder / f"{arguments.study.stem}.md").write_text(text)
+    if results:
+        text = f"# {arguments.study.stem}\n\n`{command}`: {report(study, results)}"
+        _write(folder / arguments.study.stem, results, text)
+    if failures:
+        raise DemoError("\n".join(["some cells failed; the next run tries them again", *failures]))
+
+
+def _write(file: Path, result: dict[str, Any], text: str) -> None:
+    """Write numbers and tables to files of this name, and print the tables."""
+    Path(f"{file}.json").write_text(json.dumps(result, indent=2))
+    Path(f"{file}.md").write_text(text + "\n")
     print(text)
 
 

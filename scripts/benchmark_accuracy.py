@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from accuracy_study import NATIVE, Cell, Scale, Study
 from benchmark_speed import predictor_of, quiet, save_model
 from demo import DemoError
-from measure import device_name, isolated
+from measure import device_name, isolated, versions
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.precision import AMP_VARIABLE
 from nnunetv2_swipe.report.scores import METRICS
@@ -51,52 +52,54 @@ class BudgetSchedule:
         self.scheduler.step(self.spent)
 
 
-def run_study(study: Study, folder: Path, device: str) -> dict[str, Any]:
-    """Measure what is missing of a study; returns its results by cell key.
+def run_study(study: Study, folder: Path, device: str) -> tuple[dict[str, Any], list[str]]:
+    """Measure what is missing of a study.
 
     Args:
         study: The study; its dataset is planned in nnU-Net's folders.
         folder: Holds the results and the model of every cell of any study, each in a folder named by its key.
         device: "cpu" or "cuda".
 
+    Returns:
+        Results by cell key, and for each cell that failed, which has none, what happened: the next run tries it again.
+
     Raises:
-        DemoError: The plan cannot have a cell's settings, or a cell was measured with another plan; or cells failed:
-            the others are kept, and the next run tries again.
+        DemoError: The plan cannot have a cell's settings, or a cell was measured with another plan.
     """
     cells = {cell.key: cell for cell in study.cells()}
     for cell in cells.values():
         _check_settings(cell)
     stored = {key: _checked_results(folder / key, cell) for key, cell in cells.items()}
     incomplete = {key: cell for key, cell in cells.items() if not _is_complete(study, stored[key])}
-    failed = []
-    with tqdm(incomplete.items(), unit="cell") as bar:
-        for key, cell in bar:
-            title = f"{cell.model.title}, seed {cell.seed}, fraction {cell.training_fraction}"
-            bar.set_description(title)
+    failures = {}
+    # models differ in their time, so the time left is that of a mean cell
+    with tqdm(total=len(cells), initial=len(cells) - len(incomplete), unit="cell", smoothing=0) as bar:
+        for key, cell in incomplete.items():
+            bar.set_description(cell.title)
             try:
-                _complete(study, cell, folder / key, device)
+                _complete(study, cell, folder / key, partial(isolated, waiting=bar.refresh, device=device))
             except Exception as error:  # whatever it was, the other cells are worth their hours
-                failed.append(f"{title}: {error!r}")
-    if failed:
-        raise DemoError("\n".join(["some cells failed; the next run tries them again", *failed]))
-    return {key: _read_results(folder / key) for key in cells}
+                failures[key] = f"{cell.title}: {error!r}"
+            bar.update()
+    results = {key: _read_results(folder / key) for key in cells if key not in failures}
+    return results, list(failures.values())
 
 
-def _complete(study: Study, cell: Cell, folder: Path, device: str) -> None:
+def _complete(study: Study, cell: Cell, folder: Path, call: Callable[..., dict[str, Any]]) -> None:
     """Train a cell and score it on the study's grids, as far as its folder does not hold the results."""
     os.environ |= {"nnUNet_results": str(folder)}  # processes inherit it
     results = _read_results(folder)
     if not results:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
         about = {"cell": asdict(cell), "plan": _plan(cell), "scales": {}}
-        results = about | isolated(train_cell, cell, device)
+        results = about | call(train_cell, cell)
         _write_results(folder, results)
     if "cases" not in results:
-        results |= isolated(score_cell, cell, device)
+        results |= call(score_cell, cell)
         _write_results(folder, results)
     scales = _missing_scales(study, results)
     if scales:
-        results["scales"] |= isolated(measure_scales, cell, scales, list(results["cases"]), device)
+        results["scales"] |= call(measure_scales, cell, scales, list(results["cases"]))
         _write_results(folder, results)
 
 
@@ -165,7 +168,7 @@ def train_cell(cell: Cell, device: str) -> dict[str, Any]:
         trainer.do_split = lambda: (chosen, validation)
         cost = train(trainer, cell)
         save_model(trainer)
-    machine = f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, {versions()}"
     if AMP_VARIABLE in os.environ:
         machine += f", {AMP_VARIABLE}={os.environ[AMP_VARIABLE]}"
     return {**cost, "training cases": n_cases, "machine": machine}
@@ -222,22 +225,19 @@ class Row(NamedTuple):
     runs: list[Mapping[str, Any]]
     scores: dict[str, np.ndarray]
     """Metric -> (cases, classes), means over seeds; NaN where a class is in neither map."""
-    reference: dict[str, np.ndarray]
-    """The first model's."""
+    reference: dict[str, np.ndarray] | None
+    """The first model's; None if it is the first, or was not measured."""
 
 
 def report(study: Study, results: Mapping[str, Any]) -> str:
-    """The study as Markdown tables: scores, differences to the first model, scores of each class."""
-    chosen = [results[cell.key] for cell in study.cells()]
+    """The study as Markdown tables, of the models of which every seed was measured.
+
+    Scores, differences to the first model, and scores of each class; likewise on every other grid, with the
+    differences to the same model at the training resolution.
+    """
+    cells = list(study.cells())
+    chosen = [results[cell.key] for cell in cells if cell.key in results]
     classes = sorted({name for result in chosen for scores in result["cases"].values() for name in scores})
-    rows = []
-    for fraction in study.training_fractions:
-        runs = [[results[study.cell(model, seed, fraction).key] for seed in study.seeds] for model in study.models]
-        scores = [_scores(r, classes) for r in runs]
-        rows += [
-            Row(f"{model.title} | {r[0]['training cases']}", r, s, scores[0])
-            for model, r, s in zip(study.models, runs, scores, strict=True)
-        ]
     budget, unit = study.budget
     machines = "; ".join(sorted({result["machine"] for result in chosen}))
     about = (
@@ -245,10 +245,40 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
         f"{machines}. Scores are means over cases and classes; differences are to the first model, with the 95% "
         "bootstrap interval over cases of the paired difference (of the seeds' mean)."
     )
-    tables = [_means(rows), _differences(rows), _by_class(rows, classes)]
-    if study.scales:
-        tables.append(_by_scale(rows, study.scales, classes))
+    if missing := [cell.title for cell in cells if cell.key not in results]:
+        about += f" Not measured: {'; '.join(missing)}."
+    rows = _rows(study, results, classes)
+    tables = _tables(rows, classes)
+    grids = {
+        scale: _rows(study, {key: run | run["scales"][str(scale)] for key, run in results.items()}, classes)
+        for scale in study.scales
+    }
+    for scale, on_grid in grids.items():
+        tables += [[f"## {str(scale).capitalize()}"], *_tables(on_grid, classes)]
+        if scale != NATIVE:
+            pairs = zip(on_grid, grids[NATIVE], strict=True)
+            falls = [row._replace(reference=native.scores) for row, native in pairs]
+            tables += [["Differences to the same model at the training resolution:"], _differences(falls)]
     return "\n".join([about, *[line for table in tables for line in ("", *table)]])
+
+
+def _rows(study: Study, results: Mapping[str, Any], classes: Sequence[str]) -> list[Row]:
+    rows = []
+    for fraction in study.training_fractions:
+        reference = None
+        for i, model in enumerate(study.models):
+            keys = [study.cell(model, seed, fraction).key for seed in study.seeds]
+            if all(key in results for key in keys):
+                runs = [results[key] for key in keys]
+                scores = _scores(runs, classes)
+                rows.append(Row(f"{model.title} | {runs[0]['training cases']}", runs, scores, reference))
+                if i == 0:
+                    reference = scores
+    return rows
+
+
+def _tables(rows: Sequence[Row], classes: Sequence[str]) -> list[list[str]]:
+    return [_means(rows), _differences(rows), _by_class(rows, classes)]
 
 
 def _scores(runs: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, np.ndarray]:
@@ -268,7 +298,7 @@ def _means(rows: Sequence[Row]) -> list[str]:
         cells = [f"{np.mean([run[key] for run in row.runs]):,.0f}" for key in ("iterations", "seconds")]
         cells.append(f"{row.runs[0]['parameters'] / 1e6:.2f}")
         cells += [_number(metric, float(np.nanmean(np.nanmean(row.scores[metric], axis=0)))) for metric in METRICS]
-        cells.append(_ece(row.runs))
+        cells.append(f"{np.mean([run['ECE'] for run in row.runs]):.4f}")
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return lines
 
@@ -276,7 +306,7 @@ def _means(rows: Sequence[Row]) -> list[str]:
 def _differences(rows: Sequence[Row]) -> list[str]:
     lines = _head(METRICS)
     for row in rows:
-        if row.scores is not row.reference:
+        if row.reference is not None:
             cells = [_difference(row.scores[metric], row.reference[metric]) for metric in METRICS]
             lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return lines
@@ -288,27 +318,6 @@ def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
         cells = [_number(metric, v) for metric in METRICS for v in np.nanmean(row.scores[metric], axis=0)]
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return lines
-
-
-def _by_scale(rows: Sequence[Row], scales: Sequence[Scale], classes: Sequence[str]) -> list[str]:
-    """Dice and NSD on every grid, with their differences to those at the training resolution, and the ECE."""
-    lines = ["On other grids, with the difference to the same model at the training resolution:", ""]
-    lines += _head([f"{metric}, {scale}" for metric in ("Dice", "NSD", "ECE") for scale in scales])
-    for row in rows:
-        scores = {scale: _scores([run["scales"][str(scale)] for run in row.runs], classes) for scale in scales}
-        cells = []
-        for metric in ("Dice", "NSD"):
-            for scale in scales:
-                found, native = scores[scale][metric], scores[NATIVE][metric]
-                mean = _number(metric, float(np.nanmean(np.nanmean(found, axis=0))))
-                cells.append(mean if scale == NATIVE else f"{mean}, {_difference(found, native)}")
-        cells += [_ece([run["scales"][str(scale)] for run in row.runs]) for scale in scales]
-        lines.append(f"| {row.title} | {' | '.join(cells)} |")
-    return lines
-
-
-def _ece(runs: Sequence[Mapping[str, Any]]) -> str:
-    return f"{np.mean([run['ECE'] for run in runs]):.4f}"
 
 
 def _head(columns: Sequence[str]) -> list[str]:

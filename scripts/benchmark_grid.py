@@ -53,7 +53,8 @@ def measure_grid(model: Path, folds: Sequence[int], cases: Sequence[str], device
         labels = image.labels()
         pairs = {"nnU-Net": (resampled, truth[0]), "decoded": (labels, truth[0]), "between": (labels, resampled)}
         for key, maps in pairs.items():
-            scores = score_case(*map(np.asarray, maps), structures=structures, spacing=properties["spacing"])
+            spacing = properties["spacing"]
+            scores = score_case(*map(np.asarray, maps), structures=structures, spacing=spacing, metrics=["Dice"])
             dice[key] += [s["Dice"] for s in scores.values()]
         errors.append((labels != truth[0]).flatten())
         variances = image.uncertainty()

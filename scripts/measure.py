@@ -5,10 +5,12 @@ import multiprocessing
 import platform
 import re
 import statistics
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +23,31 @@ T = TypeVar("T")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def isolated(function: Callable[..., T], *arguments: Any, **options: Any) -> T:  # noqa: ANN401
-    """Call a module's function in a fresh process, so that neither memory nor threads of earlier work disturb it."""
+def isolated(
+    function: Callable[..., T],
+    *arguments: Any,  # noqa: ANN401
+    waiting: Callable[[], object] = lambda: None,
+    **options: Any,  # noqa: ANN401
+) -> T:
+    """Call a module's function in a fresh process, so that neither memory nor threads of earlier work disturb it.
+
+    `waiting` is called every ten seconds until it ends.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments, **options).result()
+        future = pool.submit(function, *arguments, **options)
+        while wait([future], timeout=10).not_done:
+            waiting()
+        return future.result()
+
+
+def versions() -> str:
+    """Of PyTorch, nnU-Net and this project: its commit, if it lies in a Git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        own = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        own = version("nnunetv2-swipe")
+    return f"torch {torch.__version__}, nnunetv2 {version('nnunetv2')}, nnunetv2-swipe {own}"
 
 
 def synchronize(device: torch.device) -> None:

@@ -264,7 +264,17 @@ def test_failing_import_of_ours_reaches_the_user(fakes, source, message):
     assert run(fakes, INSTALL + textwrap.dedent(code)) == message
 
 
-@pytest.mark.parametrize(("version", "accepted"), [("2.8.0", False), ("2.8.1", True), ("2.10", True), ("3.0.0", False)])
+@pytest.mark.parametrize(
+    ("version", "accepted"),
+    [
+        ("2.8.0", False),
+        ("2.8.1", True),
+        ("2.8.1+local", True),
+        ("2.9rc1", True),
+        ("2.10", True),
+        ("3.0.0", False),
+    ],
+)
 def test_only_supported_versions_of_nnunet_get_our_classes(fakes, version, accepted):
     metadata = fakes / f"nnunetv2-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()

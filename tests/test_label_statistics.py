@@ -121,8 +121,8 @@ def test_regions_are_measured_whole(measure):
     array = np.zeros((4, 4, 8), dtype=np.uint8)
     array[1:3, 1:3, 1:5] = 1
     array[1:3, 1:3, 5:7] = 2
-    statistics = measure({"a": array}, {"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
-    assert set(statistics) == {"(1, 2)", "2"}
+    statistics = measure({"a": array}, {"background": 0, "whole": [1, 2], "core": [2]}, [1, 2])
+    assert set(statistics) == {"(1, 2)", "2"}  # also of a region written as a list of one
     assert statistics["(1, 2)"]["volume_mm3"] == pytest.approx(24)
     assert statistics["2"]["volume_mm3"] == pytest.approx(8)
 

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from nnunetv2_swipe.inference import lattice_decoder, mise
-from nnunetv2_swipe.inference.mise import LabelField, LogitField, coarse_to_fine, redecode_borders
+from nnunetv2_swipe.network import lattice_decoder, mise
 from nnunetv2_swipe.network.coordinates import voxel_centres
+from nnunetv2_swipe.network.mise import LabelField, LogitField, coarse_to_fine, redecode_borders
 
 SIZES = [(21, 18), (16, 16), (1, 33), (33, 2), (9, 12, 17), (8, 8, 8), (1, 14, 11), (2, 3, 5)]
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnunetv2_swipe import precision
-from nnunetv2_swipe.inference import mise
 from nnunetv2_swipe.network.backbones import InstanceNorm, build_backbone
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, patch_index, source_channels, voxel_centres
 from nnunetv2_swipe.network.decoders import Dropout, OccupancyDecoder
+from nnunetv2_swipe.network.lattice_decoder import LatticeDecoder
+from nnunetv2_swipe.network.mise import decode_field, levels_of_lattice
 from nnunetv2_swipe.network.neck import MultiStageAttention, Neck, resize_to_grid
 from nnunetv2_swipe.trainers import ablations
 from nnunetv2_swipe.training.losses import SwIPELoss
@@ -227,7 +228,7 @@ class TestDecoding:
         terms = network.first_layer_terms(embeddings)
         lattice = [torch.arange(0, 12, 0.4), torch.arange(8.0, -1, -3), torch.tensor([0.3, 2.8])][:n_axes]
         positions = torch.cartesian_prod(*lattice)
-        found = network.decode_dense(embeddings, lattice)
+        found = decode_field(LatticeDecoder(network, terms, lattice), network.config, mise_levels)
         assert found.shape == (2, 3, *map(len, lattice))
         decode = network.decode_blended if decoding == "blended" else network.decode
         for b in range(2):
@@ -238,14 +239,9 @@ class TestDecoding:
         ("planned", "step", "levels"),
         [(2, 1, 2), (2, 0.5, 3), (2, 0.4, 3), (2, 2, 1), (2, 3, 0), (2, 8, 0), (0, 0.5, 0)],
     )
-    def test_mise_begins_no_coarser_on_another_lattice(self, evaluated, monkeypatch, planned, step, levels):
+    def test_mise_begins_no_coarser_on_another_lattice(self, planned, step, levels):
         """In voxels: two levels begin with every fourth."""
-        network, _, embeddings = evaluated((16, 16), mise_levels=planned)
-        chosen = []
-        dense = mise.coarse_to_fine
-        monkeypatch.setattr(mise, "coarse_to_fine", lambda *a, **k: chosen.append(k["levels"]) or dense(*a, **k))
-        network.decode_dense(embeddings, [torch.arange(0, 16, step), torch.arange(15, -1, -step)])
-        assert chosen == [levels]
+        assert levels_of_lattice(planned, [torch.arange(0, 16, step), torch.arange(15, -1, -step)]) == levels
 
     @pytest.mark.parametrize("size", [(13, 9), (7, 10, 5)])
     def test_blending_is_the_multilinear_sum_over_the_nearest_patches(self, evaluated, size):

@@ -69,6 +69,7 @@ def test_hippocampus(raw, tmp_path, monkeypatch):
     plan(4, "SwIPEPlanner", "-c", "3d_fullres")
 
     monkeypatch.setenv("SWIPE_ITERATIONS_PER_EPOCH", "30")
+    torch.manual_seed(0)
     trainer = make_trainer(SwIPETrainer, name, "3d_fullres")
     assert trainer.config.patch_size == (2, 2, 2)
     losses = train(trainer)
@@ -103,6 +104,7 @@ def test_polyps(raw, monkeypatch):
     plan(501, "SwIPEPlanner", "-c", "2d")
 
     monkeypatch.setenv("SWIPE_ITERATIONS_PER_EPOCH", "24")
+    torch.manual_seed(0)
     trainer = make_trainer(SwIPETrainer, name, "2d")
     assert trainer.config.patch_size == (8, 8)
     losses = train(trainer)

@@ -24,10 +24,11 @@ from nnunet_helpers import (
 )
 from PIL import Image
 
+from nnunetv2_swipe.commands.common import trained_folds
 from nnunetv2_swipe.commands.report import main
 from nnunetv2_swipe.inference.geometry import Grid
 from nnunetv2_swipe.report import build, case_views
-from nnunetv2_swipe.report.cases import Case, trained_folds
+from nnunetv2_swipe.report.cases import Case
 from nnunetv2_swipe.report.page import CaseRow, Report, worst_first, write_page
 from nnunetv2_swipe.report.pictures import displayed_shape, edges, error_layer, thinned, view
 from nnunetv2_swipe.report.plan_in_words import plan_in_words
@@ -152,7 +153,9 @@ class TestOfAModel:
         page.locator("#slices label", has_text="Uncertainty").click()
         shown.append(pixels())
         page.locator("tr[data-case]").nth(1).click()
-        page.wait_for_timeout(1000)
+        page.wait_for_function(
+            "old => document.querySelector('#slices canvas').toDataURL() !== old", arg=shown[-1], timeout=60_000
+        )
         shown.append(pixels())
         assert len(set(shown)) == len(shown)
         assert page.locator("#case-name").inner_text() == page.locator("tr.chosen td").first.inner_text()
@@ -164,8 +167,12 @@ class TestOfAModel:
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3, steps=5)
         page.mouse.up()
-        page.wait_for_timeout(1000)
-        assert (coloured(before) != coloured(picture(page.locator("#surfaces")))).sum() > 1000
+        for _ in range(60):  # drawing takes its time
+            moved = (coloured(before) != coloured(picture(page.locator("#surfaces")))).sum()
+            if moved > 1000:
+                break
+            page.wait_for_timeout(500)
+        assert moved > 1000
 
         assert not problems
         assert requests == {report_of_model.as_uri()}
@@ -401,17 +408,25 @@ def test_edges_are_named_after_the_patient():
     assert edges(Grid((3, 3, 3), sagittal)) == ["A", "P", "I", "S"]
 
 
-def test_attention_is_scaled_by_what_is_inside_the_image():
-    """Outside it is 0, which no weight is."""
-    weights = np.stack([np.linspace(0.4, 0.5, 8), 1 - np.linspace(0.4, 0.5, 8)]).reshape(2, 1, 2, 4)
-    attention = np.concatenate((np.zeros((2, 1, 2, 4)), weights), 1)
+def layers_with(attention):
+    """Of a volume of 2 x 2 x 4 voxels and a model with this attention (n stages, 2, 2, 4)."""
     encoded = SimpleNamespace(uncertainty=lambda grid: np.zeros((4, *grid.shape)), attention=lambda _: attention)
     labels = np.ones((2, 2, 4), dtype=np.uint8)
     volumes = case_views.Volumes(labels[None], labels, None, Grid(labels.shape, np.eye(4)), None)
-    layers = layers_of({"view": case_views.slices_of(volumes, encoded, Structures({"a": (1,)}, False, None))})
+    return layers_of({"view": case_views.slices_of(volumes, encoded, Structures({"a": (1,)}, False, None))})
+
+
+def test_attention_is_scaled_by_what_is_inside_the_image():
+    """Outside it is 0, which no weight is."""
+    weights = np.stack([np.linspace(0.4, 0.5, 8), 1 - np.linspace(0.4, 0.5, 8)]).reshape(2, 1, 2, 4)
+    layers = layers_with(np.concatenate((np.zeros((2, 1, 2, 4)), weights), 1))
     opacity = layers["Attention to stage 1"][..., 3]
     assert not opacity[0].any()
     assert opacity[1].min() == 0 < opacity[1].max() < layers["Attention to stage 2"][..., 3].max()
+
+
+def test_where_no_slice_shown_meets_the_content_there_is_no_attention():
+    assert not [name for name in layers_with(np.zeros((2, 2, 2, 4))) if name.startswith("Attention")]
 
 
 def test_folds_are_numbers_or_all(tmp_path):

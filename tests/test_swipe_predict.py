@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -313,27 +314,54 @@ def test_a_large_label_map_is_decoded_on_the_disk(root, tmp_path, monkeypatch):
     assert {f.name for f in large.parent.iterdir()} == {f.name for f in small.parent.iterdir()}
 
 
+def test_probabilities_that_fill_the_memory_wait_for_all_writers(monkeypatch):
+    """Not only for the first of them that is done."""
+    predictor, writing, found = SwIPEPredictor(device=torch.device("cpu")), [], []
+    monkeypatch.setattr(predictor, "_several_fit", lambda properties, _: properties["small"])
+
+    def write(small):
+        writing.append(small)
+        time.sleep(0 if small else 0.5)
+        writing.remove(small)
+
+    def predict(case, writers, **_):
+        small = case["data_properties"]["small"]
+        if not small:
+            found.append(len(writing))
+        return writers.submit(write, small)
+
+    monkeypatch.setattr(predictor, "_predict_case", predict)
+    cases = [{"data_properties": {"small": small}} for small in (False, True, False)]
+    predictor.predict_from_data_iterator(cases, True, 3)
+    assert found == [0, 0]
+
+
 def test_probabilities_of_one_case_at_a_time_are_in_memory_unless_several_fit(root, tmp_path, monkeypatch):
     """However many threads write: of large images of many classes they take most of it."""
-    writing, found = [], []
+    writing, found, second = [], [], threading.Event()
     write, predict = SwIPEPredictor._write, SwIPEPredictor._predict_case
 
     def slowly(self, *arguments):
         writing.append(1)
-        time.sleep(0.3)
+        second.wait(timeout=wait)
         write(self, *arguments)
         writing.pop()
 
     def watched(self, *arguments, **options):
         found.append(len(writing))
+        if len(found) > 1:
+            second.set()
         return predict(self, *arguments, **options)
 
     monkeypatch.setattr(SwIPEPredictor, "_write", slowly)
     monkeypatch.setattr(SwIPEPredictor, "_predict_case", watched)
     source = root / "nnUNet_raw" / ABDOMEN / "imagesTr"
+    wait = 120
     swipe_predict(root, tmp_path / "many", "--save_probabilities", "-nps", 3, source=source)
     assert max(found) > 0
     found.clear()
+    second.clear()
+    wait = 0.3
     monkeypatch.setattr("nnunetv2_swipe.inference.predictor.spare_memory", lambda: 1)
     swipe_predict(root, tmp_path / "one", "--save_probabilities", "-nps", 3, source=source)
     assert found == [0] * len(list(source.iterdir()))

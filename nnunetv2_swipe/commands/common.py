@@ -100,12 +100,18 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
         raise ValueError(f"There is no model in {folder}. Train one, or name another by -d, -tr, -p and -c.")
     missing = [fold for fold in arguments.f if not (folder / f"fold_{fold}" / arguments.chk).is_file()]
     if missing:
-        trained = sorted(f.parent.name.removeprefix("fold_") for f in folder.glob(f"fold_*/{arguments.chk}"))
+        trained = trained_folds(folder, arguments.chk)
         raise ValueError(
             f"{folder} has no {arguments.chk} of the folds {', '.join(map(str, missing))}. Choose by -f among those "
             f"that are trained: {' '.join(trained) or 'none'}."
         )
     return folder
+
+
+def trained_folds(model: Path, checkpoint: str) -> list[str]:
+    """The folds of a model that have a checkpoint."""
+    folds = (file.parent.name.removeprefix("fold_") for file in model.glob(f"fold_*/{checkpoint}"))
+    return sorted(fold for fold in folds if fold.isdigit() or fold == "all")
 
 
 def choose_device(name: str) -> torch.device:

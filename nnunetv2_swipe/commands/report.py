@@ -10,9 +10,9 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_swipe.commands.common import choose_device, run
+from nnunetv2_swipe.commands.common import choose_device, run, trained_folds
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
-from nnunetv2_swipe.report.cases import Case, cases_of_model, cases_of_predictions, is_model_folder, trained_folds
+from nnunetv2_swipe.report.cases import Case, cases_of_model, cases_of_predictions, is_model_folder
 
 PACKAGES = ("plotly", "monai", "jinja2")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nnunetv2_swipe.config import SwIPEConfig
-from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder
 from nnunetv2_swipe.network.coordinates import flat_index, unravel
+from nnunetv2_swipe.network.lattice_decoder import LatticeDecoder
 
 _NEGLIGIBLE = 0.03
 """Share of a position's weight below which a tile is left out: in 3D half of the tiles, hardly a change of logits."""

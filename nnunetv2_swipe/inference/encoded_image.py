@@ -17,7 +17,7 @@ from nnunetv2_swipe.inference.geometry import Grid, Placement, box_around, grid_
 from nnunetv2_swipe.inference.memory import require_memory
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 from nnunetv2_swipe.inference.tiles import TiledImage
-from nnunetv2_swipe.labels import as_tuple, named_structures
+from nnunetv2_swipe.labels import as_tuple, label_dtype, named_structures
 
 _ROUNDING = 1e-3
 """Of positions, in voxels."""
@@ -63,11 +63,6 @@ class EncodedImage:
         """Segmentation heads K: classes with the background, or regions."""
         return self._tiled.num_classes
 
-    @property
-    def label_dtype(self) -> np.dtype:
-        """Type of label maps, nnU-Net's."""
-        return np.dtype(np.uint8 if len(self._labels.foreground_labels) < 255 else np.uint16)
-
     def query(self, points_mm: np.ndarray) -> np.ndarray:
         """Probabilities (M, K) float32 at positions (M, 3): x, y and z in millimetres, LPS.
 
@@ -91,7 +86,7 @@ class EncodedImage:
         """
         grid = grid or self.grid
         if out is None:
-            out = np.zeros(grid.shape, self.label_dtype)
+            out = np.zeros(grid.shape, label_dtype(self._labels))
         self._fill(grid, out[None], self._segmentation, self._label_map)
         return out
 

@@ -24,6 +24,7 @@ from nnunetv2_swipe.inference.image_headers import grid_of_file, n_channels
 from nnunetv2_swipe.inference.memory import require_memory, spare_memory
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.tiles import swipe_network
+from nnunetv2_swipe.labels import label_dtype
 
 
 class SwIPEPredictor(nnUNetPredictor):
@@ -216,7 +217,7 @@ class SwIPEPredictor(nnUNetPredictor):
                     f"The grid of the output is oblique to {files[0]}; --save_uncertainty works on grids parallel to "
                     "the image only."
                 )
-        labels = 1 if len(self.label_manager.foreground_labels) < 255 else 2
+        labels = label_dtype(self.label_manager).itemsize
         in_memory = 4 * self.label_manager.num_segmentation_heads if save_probabilities else 0
         on_disk = labels + in_memory + 4 * len(self.uncertainties)
         if self.uncertainties:
@@ -266,12 +267,12 @@ class SwIPEPredictor(nnUNetPredictor):
         results: list[Future] = []
         with ThreadPoolExecutor(max(1, num_processes_segmentation_export)) as writers:
             for case in data_iterator:
-                busy = [r for r in results if not r.done()]
+                busy = {r for r in results if not r.done()}
                 most = num_processes_segmentation_export
                 if save_probabilities and not self._several_fit(case["data_properties"], most + 1):
                     most = 0
-                if len(busy) > most:
-                    wait(busy, return_when=FIRST_COMPLETED)
+                while len(busy) > most:
+                    busy = wait(busy, return_when=FIRST_COMPLETED).not_done
                 for result in results:
                     if result.done():
                         result.result()  # a file that cannot be written ends the run now
@@ -342,14 +343,14 @@ class SwIPEPredictor(nnUNetPredictor):
             if save_probabilities:
                 labels, probabilities = self._labels_and_probabilities(image, grid)
             else:
-                labels = image.labels(grid, files.empty_label_map(grid.shape, image.label_dtype))
+                labels = image.labels(grid, files.empty_label_map(grid.shape, label_dtype(self.label_manager)))
                 probabilities = None
         return writers.submit(self._write, files, grid, labels, probabilities, properties)
 
     def _labels_and_probabilities(self, image: EncodedImage, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
         probabilities = image.probabilities(grid)
         labels = np.asarray(self.label_manager.convert_probabilities_to_segmentation(probabilities))
-        return labels.astype(image.label_dtype), probabilities
+        return labels.astype(label_dtype(self.label_manager)), probabilities
 
     def _write(
         self,

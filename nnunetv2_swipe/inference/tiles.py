@@ -19,9 +19,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
 from nnunetv2_swipe.inference.blocks import Block, TilePart, mean, mean_over_tiles
-from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, padding_of, rows_per_chunk
 from nnunetv2_swipe.inference.memory import spare_memory
-from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
+from nnunetv2_swipe.network.lattice_decoder import LatticeDecoder, padding_of, rows_per_chunk
+from nnunetv2_swipe.network.mise import decode_field, levels_of_lattice
 from nnunetv2_swipe.network.swipe_net import FirstLayerTerms, SwIPENet
 
 _GAUSSIAN_WIDTH = 1 / 8

@@ -30,7 +30,10 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel of each sample; the shape is kept. A single voxel, without a deviation, stays."""
+        """Normalise each channel of each sample; the shape is kept.
+
+        A single voxel, which has no deviation, is only scaled and shifted.
+        """
         if x[0, 0].numel() == 1:
             shape = (1, -1, *[1] * (x.ndim - 2))
             return x * self.weight.view(shape).to(x.dtype) + self.bias.view(shape).to(x.dtype)
@@ -147,7 +150,7 @@ class Res2NetBackbone(nn.Module):
         dims, norm = config.dims, config.norm_op
         stem_stride = tuple(min(2, s) for s in config.strides[0])
         left = tuple(s // t for s, t in zip(config.strides[0], stem_stride, strict=True))
-        width = max(config.features_per_stage[0] // Res2NetBlock.expansion, RES2NET_SCALE)
+        width = config.features_per_stage[0] // Res2NetBlock.expansion
         kernel = config.kernel_sizes[0]
         stem = [
             ConvNorm(

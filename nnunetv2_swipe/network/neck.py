@@ -68,11 +68,7 @@ class MultiStageAttention(nn.Module):
 
 
 def resize_to_grid(x: Tensor, stride: Sequence[int], patch_size: Sequence[int]) -> Tensor:
-    """Bring a stage of the given stride to the patch grid: mean over a patch, or linear interpolation.
-
-    Pooling each stage straight to the grid keeps the resolution that the paper's detour over the coarsest stage
-    loses where patches are smaller than its stride.
-    """
+    """Bring a stage of the given total stride to the patch grid: mean over a patch, or linear interpolation."""
     dims = len(stride)
     kernel = tuple(max(p // s, 1) for p, s in zip(patch_size, stride, strict=True))
     if max(kernel) > 1:
@@ -94,8 +90,8 @@ class Neck(nn.Module):
         channels = config.features_per_stage
         dims, h, d = config.dims, config.neck_features, config.embedding_dim
         self.patch_size = config.patch_size
-        self.strides = config.total_strides()
-        self.stage_strides = config.strides
+        self.strides = config.strides
+        self.total_strides = config.total_strides()
         self.cascade = config.cascade
         self.direct = config.pool_to_patch_grid
         self.receptive_fields = nn.ModuleList(
@@ -123,10 +119,10 @@ class Neck(nn.Module):
         for i, feature in enumerate(features):
             finer, x = x, self.receptive_fields[i](feature)
             if self.cascade and i > 0:
-                x = x + pool(finer, self.stage_strides[i])
-            stage, stride = x, self.strides[i]
-            if not self.direct:
-                stage, stride = resize_to_grid(x, stride, self.strides[-1]), self.strides[-1]
+                x = x + pool(finer, self.strides[i])
+            stage, stride = x, self.total_strides[i]
+            if not self.direct:  # the paper's way; loses resolution where patches are smaller than the coarsest stride
+                stage, stride = resize_to_grid(x, stride, self.total_strides[-1]), self.total_strides[-1]
             # (B, h, *grid) -> (B, *grid, h)
             stages.append(resize_to_grid(stage, stride, self.patch_size).movedim(1, -1))
         return stages, self.project[-1](x.mean(tuple(range(2, x.ndim))))

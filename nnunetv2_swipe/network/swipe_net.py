@@ -1,7 +1,6 @@
 """SwIPE: an encoder that embeds patches, and decoders that give the class of any continuous position (MICCAI 2023)."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_swipe.config import SwIPEConfig
-from nnunetv2_swipe.inference.lattice_decoder import LatticeDecoder, rows_per_chunk
-from nnunetv2_swipe.inference.mise import decode_field, levels_of_lattice
 from nnunetv2_swipe.network.backbones import build_backbone
 from nnunetv2_swipe.network.coordinates import (
     N_SOURCE_AXES,
@@ -26,6 +23,8 @@ from nnunetv2_swipe.network.coordinates import (
     source_coordinates,
 )
 from nnunetv2_swipe.network.decoders import OccupancyDecoder
+from nnunetv2_swipe.network.lattice_decoder import LatticeDecoder, rows_per_chunk
+from nnunetv2_swipe.network.mise import decode_field
 from nnunetv2_swipe.network.neck import Neck
 from nnunetv2_swipe.precision import full_precision, network_precision
 
@@ -216,21 +215,14 @@ class SwIPENet(nn.Module):
         return (logits.unflatten(0, (n, -1)) * weights[..., None]).sum(0)
 
     @torch.compiler.disable  # data-dependent shapes
-    def decode_dense(self, embeddings: Embeddings, positions: Sequence[Tensor] | None = None) -> Tensor:
-        """Logits on a lattice in the crops, decoded as the plan says: MISE, own or blended.
+    def decode_dense(self, embeddings: Embeddings) -> Tensor:
+        """Logits of the voxels of the crops, (B, K, *size) float32, decoded as the plan says: MISE, own or blended.
 
         Args:
             embeddings: Output of `encode`.
-            positions: Positions of the lattice along each axis, evenly spaced, in voxels of the crop; default: the
-                voxel centres.
-
-        Returns:
-            (B, K, *lattice) float32.
         """
-        levels = self.config.mise_levels
-        if positions is not None:
-            levels = levels_of_lattice(levels, positions)
-        return decode_field(LatticeDecoder(self, self.first_layer_terms(embeddings), positions), self.config, levels)
+        decoder = LatticeDecoder(self, self.first_layer_terms(embeddings))
+        return decode_field(decoder, self.config, self.config.mise_levels)
 
     def _image_term(self, z_image: Tensor) -> Tensor | None:
         """What z^I (B, d) adds to the first layer of D^P, (B, features), if anything."""

@@ -14,7 +14,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
-from nnunetv2_swipe.labels import declared_labels, require_declared
+from nnunetv2_swipe.labels import as_tuple, declared_labels, require_declared
 
 STATISTICS_FILE = "dataset_label_statistics.json"
 """Lies beside nnU-Net's dataset_fingerprint.json."""
@@ -64,9 +64,15 @@ def _measure_case(
 
 
 def foreground_structures(label_manager: LabelManager) -> dict[str, list[int]]:
-    """The labels of every foreground class or region, named by them: "1", "(1, 2)"."""
+    """The labels of every foreground class or region, by `structure_key`."""
     structures = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
-    return {str(s): [int(v) for v in (s if isinstance(s, tuple) else (s,))] for s in structures}
+    labels = map(as_tuple, structures)
+    return {structure_key(values): list(values) for values in labels}
+
+
+def structure_key(labels: tuple[int, ...]) -> str:
+    """What statistics call a class or region: "1", "(1, 2)"."""
+    return str(labels[0] if len(labels) == 1 else labels)
 
 
 def label_statistics(
@@ -87,8 +93,8 @@ def label_statistics(
         num_processes: Processes to measure with.
 
     Returns:
-        Class name -> `n_cases`, and the medians over the cases that hold the class of `volume_mm3`, `extent_mm`
-        (per axis) and `surface_to_volume_per_mm`. A class that no case holds is left out.
+        `structure_key` of a class -> `n_cases`, and the medians over the cases that hold the class of `volume_mm3`,
+        `extent_mm` (per axis) and `surface_to_volume_per_mm`. A class that no case holds is left out.
     """
     structures = foreground_structures(label_manager)
     newest = max((int(Path(f).stat().st_mtime) for f in label_files.values()), default=0)  # copies lose fractions

@@ -97,7 +97,8 @@ def with_swipe_block(
     manager = PlansManager(plan)
     labels = manager.get_label_manager(dataset_json)
     require_consecutive(labels)
-    block = manager.get_configuration(configuration).configuration.get(PLAN_KEY)
+    configured = manager.get_configuration(configuration).configuration
+    block = configured.get(PLAN_KEY)
     if block is None:
         block = _block_of_model_folder(manager, configuration, trainer_name)
     if block is None:
@@ -112,7 +113,6 @@ def with_swipe_block(
         )
     entry = plan["configurations"][configuration]
     entry[PLAN_KEY] = config.to_dict()
-    configured = manager.get_configuration(configuration).configuration
     if config.source_coordinates:
         name = data_preprocessor(configured)
         if name != STOCK_PREPROCESSOR:

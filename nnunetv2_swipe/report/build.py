@@ -10,7 +10,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
-from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE
+from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, structure_key
 from nnunetv2_swipe.planners.plan_block import read_block
 from nnunetv2_swipe.report.case_views import Volumes, read_case, scores_of, slices_of, surfaces_of
 from nnunetv2_swipe.report.cases import Case
@@ -86,7 +86,7 @@ def describe_model(
             shown = {case.name for case in cases}
             case = next((name for name in names if name not in shown), names[0])
             crop = crop_with_points(data, configuration.configuration, config, labels, structures, case)
-    names_of = {str(v[0] if len(v) == 1 else v): name for name, v in structures.labels.items()}
+    names_of = {structure_key(tuple(labels)): name for name, labels in structures.labels.items()}
     return ModelDescription(
         training_curves(checkpoints),
         crop,

@@ -116,7 +116,7 @@ def slices_of(volumes: Volumes, encoded: EncodedImage | None, structures: Struct
     if uncertainty is not None:
         layers.append(heat_layer("Uncertainty", uncertainty, 0, structures.highest_variance))
     attention = None if encoded is None else encoded.attention(grid)
-    if attention is not None:
+    if attention is not None and attention.any():
         inside = attention[:, attention.sum(0) > 0]
         for number, weights in enumerate(attention, start=1):
             layers.append(heat_layer(f"Attention to stage {number}", weights, inside.min(), inside.max()))

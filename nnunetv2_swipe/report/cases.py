@@ -34,12 +34,6 @@ def is_model_folder(folder: Path) -> bool:
     return any(folder.glob("fold_*"))
 
 
-def trained_folds(model: Path, checkpoint: str) -> list[str]:
-    """The folds of a model that have a checkpoint."""
-    folds = (file.parent.name.removeprefix("fold_") for file in model.glob(f"fold_*/{checkpoint}"))
-    return sorted(fold for fold in folds if fold.isdigit() or fold == "all")
-
-
 def cases_of_model(model: Path, dataset_name: str, folds: Sequence[str]) -> list[Case]:
     """The validation cases of some folds, as they were predicted at the end of the training.
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from nnunetv2_swipe.config import SwIPEConfig, total_strides
 from nnunetv2_swipe.planners.label_statistics import thickness_mm
-from nnunetv2_swipe.planners.self_configuration import derive_config
+from nnunetv2_swipe.planners.self_configuration import LARGEST_PATCH, MAX_PATCHES_PER_CROP, MAX_STAGES, derive_config
 
 
 class Setting(NamedTuple):
@@ -49,9 +49,9 @@ def plan_in_words(
             "Patch size S",
             "patch_size",
             _times(config.patch_size),
-            f"Half the thickness of the thinnest class{thinnest}, at most 8 voxels of the finest spacing, in powers of "
-            "two; less where a crop would have less than four patches along an axis, more where it would have more "
-            f"than 32,768. A crop has {patches} patches.",
+            f"Half the thickness of the thinnest class{thinnest}, at most {LARGEST_PATCH} voxels of the finest "
+            "spacing, in powers of two; less where a crop would have less than four patches along an axis, more where "
+            f"it would have more than {MAX_PATCHES_PER_CROP:,}. A crop has {patches} patches.",
         ),
         (
             "Width of the embeddings d",
@@ -78,7 +78,7 @@ def plan_in_words(
             "backbone",
             config.backbone,
             f"Stages at strides {strides}, of {widths} channels: of nnU-Net's, from the last that is nowhere coarser "
-            "than a patch or 4 voxels, four at most.",
+            f"than a patch or 4 voxels, {MAX_STAGES} at most.",
         ),
         (
             "Fourier frequencies",

@@ -51,10 +51,13 @@ def sample_points(
     n_strata = 2 * (num_classes + config.regions)
     order = _morton_order(tuple(size), target.device)
     strata = torch.where(classes >= 0, 2 * classes + near, n_strata).flatten(1)[:, order]
-    ordered, by_stratum = strata.sort(dim=1, stable=True)
+    ordered, by_stratum = strata.sort(dim=1, stable=True)  # along the curve within each stratum
     counts = _count(ordered, n_strata)
     stratum = _allocate(counts, config.n_points, config.background_share)
-    voxel = order[_draw_within_strata(by_stratum, counts, stratum)]
+    rank, drawn = _rank_within(stratum, n_strata)
+    volume = counts.gather(1, stratum)
+    first = (counts.cumsum(1) - counts).gather(1, stratum)
+    voxel = order[by_stratum.gather(1, first + _draw_within(volume, rank, drawn))]
     points = unravel(voxel, size).float() + _latin_hypercube_offsets(voxel.shape, len(size), target.device)
     if config.regions:
         members = target[:, :num_classes].flatten(2)
@@ -65,7 +68,7 @@ def sample_points(
     return PointSample(
         points,
         point_target,
-        _weights(counts, stratum),
+        volume / drawn,
         _draw_neighbours(points, config, size) if config.n_spo else None,
     )
 
@@ -165,29 +168,16 @@ def _rank_within(stratum: Tensor, n_strata: int) -> tuple[Tensor, Tensor]:
     return rank, drawn.gather(1, stratum)
 
 
-def _draw_within_strata(by_stratum: Tensor, counts: Tensor, stratum: Tensor) -> Tensor:
-    """Positions on the Morton curve, (B, N): one voxel from each of equal parts of the stratum's voxels.
-
-    `by_stratum` (B, V) are the positions sorted by stratum, and along the curve within each.
-    """
-    rank, drawn = _rank_within(stratum, counts.shape[1])
+def _draw_within(volume: Tensor, rank: Tensor, drawn: Tensor) -> Tensor:
+    """For each point a voxel of its stratum (of `volume` voxels): one from each of as many equal parts as points."""
     part = (rank + torch.rand(rank.shape, device=rank.device)) / drawn
-    volume = counts.gather(1, stratum)
-    within = (part * volume).long().minimum((volume - 1).clamp(min=0))
-    first = (counts.cumsum(1) - counts).gather(1, stratum)
-    return by_stratum.gather(1, first + within)
+    return (part * volume).long().minimum((volume - 1).clamp(min=0))
 
 
 def _latin_hypercube_offsets(shape: Sequence[int], dims: int, device: torch.device) -> Tensor:
     """Positions within a voxel, (B, N, D) in [-1/2, 1/2): along each axis one point per N-th part of the voxel."""
     permutation = torch.rand(*shape, dims, device=device).argsort(1)
     return (permutation + torch.rand(permutation.shape, device=device)) / shape[1] - 0.5
-
-
-def _weights(counts: Tensor, stratum: Tensor) -> Tensor:
-    """Voxels in the stratum per point drawn from it, (B, N)."""
-    _, drawn = _rank_within(stratum, counts.shape[1])
-    return (counts.gather(1, stratum) / drawn).float()
 
 
 @cache  # likewise

@@ -92,10 +92,10 @@ class LatticeDecoder:
         self._table_shape = terms.patch.shape[1:-1]
         self._patch_table = terms.patch.flatten(0, -2)
         with full_precision(self.device):
-            self._prepare(terms.source_frame, terms.image)
+            self._split_point_layer(terms.source_frame, terms.image)
         self._own = self._first_axes(own[:-1]), self._last_axis(own[-1])
 
-    def _prepare(self, frame: Tensor | None, image: Tensor | None) -> None:
+    def _split_point_layer(self, frame: Tensor | None, image: Tensor | None) -> None:
         """The first layer's weights of p^P with its Fourier features, per axis, and of p^I and p^S.
 
         p^S is affine in p^I, so both are together: a slope (1 or B, D, features) and a constant (1 or B, features).

@@ -1,17 +1,14 @@
 """Dense label fields from a continuous decoder, coarse to fine (MISE, after Mescheder et al., CVPR 2019)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.config import SwIPEConfig
 
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 _POINTS_AT_ONCE = 1 << 17
