@@ -144,7 +144,8 @@ def _require_supported_nnunet() -> None:
         found = version("nnunetv2")
     except PackageNotFoundError:  # a checkout on sys.path that was never installed
         return
-    numbers = tuple(map(int, re.findall(r"\d+", found.split("+")[0])[:3]))  # of 2.9rc1, too
+    (release,) = re.findall(r"^[\d.]+", found) or [""]  # 2.9rc1, 2.8.1+local
+    numbers = tuple(int(part) for part in release.split(".")[:3] if part)
     if not _OLDEST_NNUNET <= numbers < _TOO_NEW_NNUNET:
         raise ImportError(
             f"nnunetv2-swipe needs nnunetv2 from 2.8.1 to below 3, found {found}: pip install 'nnunetv2>=2.8.1,<3'"

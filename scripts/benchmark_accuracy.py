@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def run_study(study: Study, folder: Path, device: str) -> tuple[dict[str, Any], 
         device: "cpu" or "cuda".
 
     Returns:
-        Results by cell key, and for each cell that failed, which has none, what happened: the next run tries it again.
+        Results by cell key, of the cells that were trained and scored, and what failed: the next run tries it again.
 
     Raises:
         DemoError: The plan cannot have a cell's settings, or a cell was measured with another plan.
@@ -71,18 +71,56 @@ def run_study(study: Study, folder: Path, device: str) -> tuple[dict[str, Any], 
         _check_settings(cell)
     stored = {key: _checked_results(folder / key, cell) for key, cell in cells.items()}
     incomplete = {key: cell for key, cell in cells.items() if not _is_complete(study, stored[key])}
-    failures = {}
-    # models differ in their time, so the time left is that of a mean cell
-    with tqdm(total=len(cells), initial=len(cells) - len(incomplete), unit="cell", smoothing=0) as bar:
+    failures = []
+    with Progress(len(cells), len(incomplete)) as progress:
         for key, cell in incomplete.items():
-            bar.set_description(cell.title)
+            progress.begin(cell.title)
             try:
-                _complete(study, cell, folder / key, partial(isolated, waiting=bar.refresh, device=device))
+                _complete(study, cell, folder / key, partial(isolated, waiting=progress.show, device=device))
             except Exception as error:  # whatever it was, the other cells are worth their hours
-                failures[key] = f"{cell.title}: {error!r}"
-            bar.update()
-    results = {key: _read_results(folder / key) for key in cells if key not in failures}
-    return results, list(failures.values())
+                failures.append(f"{cell.title}: {error!r}")
+                tqdm.write(failures[-1])
+            progress.end()
+    results = {key: _read_results(folder / key) for key in cells}
+    return {key: result for key, result in results.items() if "cases" in result}, failures
+
+
+class Progress:
+    """A bar of the cells that are done, with the time left if the others take as long as those of this run."""
+
+    def __init__(self, n_cells: int, n_left: int) -> None:
+        self._bar = tqdm(
+            total=n_cells,
+            initial=n_cells - n_left,
+            bar_format="{desc}{percentage:.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]",
+        )
+        self._left = n_left
+        self._seconds: list[float] = []
+        self._start = 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def begin(self, title: str) -> None:
+        """Name the cell that begins."""
+        self._start = time.monotonic()
+        self._bar.set_description(title)
+
+    def show(self) -> None:
+        """Show the time left; from time to time, while a cell is measured."""
+        if self._seconds:
+            left = float(np.mean(self._seconds)) * self._left - (time.monotonic() - self._start)
+            self._bar.set_postfix_str(f"{tqdm.format_interval(max(left, 0))} left", refresh=False)
+        self._bar.refresh()
+
+    def end(self) -> None:
+        """Count the cell."""
+        self._seconds.append(time.monotonic() - self._start)
+        self._left -= 1
+        self._bar.update()
 
 
 def _complete(study: Study, cell: Cell, folder: Path, call: Callable[..., dict[str, Any]]) -> None:
@@ -97,9 +135,8 @@ def _complete(study: Study, cell: Cell, folder: Path, call: Callable[..., dict[s
     if "cases" not in results:
         results |= call(score_cell, cell)
         _write_results(folder, results)
-    scales = _missing_scales(study, results)
-    if scales:
-        results["scales"] |= call(measure_scales, cell, scales, list(results["cases"]))
+    for scale in _missing_scales(study, results):
+        results["scales"] |= call(measure_scales, cell, [scale], list(results["cases"]))
         _write_results(folder, results)
 
 
@@ -150,6 +187,7 @@ def _write_results(folder: Path, results: Mapping[str, Any]) -> None:
 
 def train_cell(cell: Cell, device: str) -> dict[str, Any]:
     """Train one cell and leave its model; what it cost, and on what machine."""
+    found = versions()  # those that train, whatever is changed meanwhile
     name, configuration = DATASETS[cell.dataset]
     torch.backends.cudnn.benchmark = device == "cuda"  # as nnUNetv2_train sets it
     _seed(cell)
@@ -168,7 +206,7 @@ def train_cell(cell: Cell, device: str) -> dict[str, Any]:
         trainer.do_split = lambda: (chosen, validation)
         cost = train(trainer, cell)
         save_model(trainer)
-    machine = f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, {versions()}"
+    machine = f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, {found}"
     if AMP_VARIABLE in os.environ:
         machine += f", {AMP_VARIABLE}={os.environ[AMP_VARIABLE]}"
     return {**cost, "training cases": n_cases, "machine": machine}
@@ -226,7 +264,7 @@ class Row(NamedTuple):
     scores: dict[str, np.ndarray]
     """Metric -> (cases, classes), means over seeds; NaN where a class is in neither map."""
     reference: dict[str, np.ndarray] | None
-    """The first model's; None if it is the first, or was not measured."""
+    """What differences are to: the first model's, or the model's own at the training resolution; None: nothing."""
 
 
 def report(study: Study, results: Mapping[str, Any]) -> str:
@@ -245,21 +283,35 @@ def report(study: Study, results: Mapping[str, Any]) -> str:
         f"{machines}. Scores are means over cases and classes; differences are to the first model, with the 95% "
         "bootstrap interval over cases of the paired difference (of the seeds' mean)."
     )
-    if missing := [cell.title for cell in cells if cell.key not in results]:
-        about += f" Not measured: {'; '.join(missing)}."
+    if missing := list(_missing(study, results)):
+        about += f" Not measured, so that there are no rows of these models: {'; '.join(missing)}."
     rows = _rows(study, results, classes)
     tables = _tables(rows, classes)
     grids = {
-        scale: _rows(study, {key: run | run["scales"][str(scale)] for key, run in results.items()}, classes)
+        scale: _rows(
+            study,
+            {key: run | run["scales"][str(scale)] for key, run in results.items() if str(scale) in run["scales"]},
+            classes,
+        )
         for scale in study.scales
     }
     for scale, on_grid in grids.items():
         tables += [[f"## {str(scale).capitalize()}"], *_tables(on_grid, classes)]
         if scale != NATIVE:
-            pairs = zip(on_grid, grids[NATIVE], strict=True)
-            falls = [row._replace(reference=native.scores) for row, native in pairs]
+            native = {row.title: row.scores for row in grids[NATIVE]}
+            falls = [row._replace(reference=native.get(row.title)) for row in on_grid]
             tables += [["Differences to the same model at the training resolution:"], _differences(falls)]
     return "\n".join([about, *[line for table in tables for line in ("", *table)]])
+
+
+def _missing(study: Study, results: Mapping[str, Any]) -> Iterator[str]:
+    """Cells, or cells and grids, that were not measured."""
+    for cell in study.cells():
+        if cell.key not in results:
+            yield cell.title
+        else:
+            for scale in _missing_scales(study, results[cell.key]):
+                yield f"{cell.title}, {scale}"
 
 
 def _rows(study: Study, results: Mapping[str, Any], classes: Sequence[str]) -> list[Row]:
@@ -278,7 +330,8 @@ def _rows(study: Study, results: Mapping[str, Any], classes: Sequence[str]) -> l
 
 
 def _tables(rows: Sequence[Row], classes: Sequence[str]) -> list[list[str]]:
-    return [_means(rows), _differences(rows), _by_class(rows, classes)]
+    differences = [_differences(rows)] if any(row.reference is not None for row in rows) else []
+    return [_means(rows), *differences, _by_class(rows, classes)]
 
 
 def _scores(runs: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, np.ndarray]:

@@ -298,7 +298,7 @@ def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(finished, monkey
     results, (failure,) = run_study(longer, folder, "cpu")
     assert re.search(r"SwIPETrainer.*seed 0, fraction 1: .*diverged", failure)
     tables = report(longer, results)
-    assert f"Not measured: SwIPETrainer ({PLANS}), seed 0, fraction 1." in tables
+    assert f"no rows of these models: SwIPETrainer ({PLANS}), seed 0, fraction 1." in tables
     assert [line.split(" | ")[0] for line in tables.splitlines() if line.startswith("| ") and "Model" not in line] == [
         f"| nnUNetTrainer ({PLANS})"
     ] * 2  # means and classes
@@ -344,7 +344,7 @@ def test_models_are_scored_on_other_grids_without_training_them_again(finished):
         study, models=MODELS[:2], training_fractions=(1.0,), output_scales=(0.5,), input_scales=(0.6,)
     )
     found = results_of(scaled, folder)
-    assert len(measured) == before + 2
+    assert len(measured) == before + 2 * 3
     for cell in scaled.cells():
         scores = found[cell.key].pop("scales")
         assert found[cell.key] == {k: v for k, v in results[cell.key].items() if k != "scales"}
@@ -373,6 +373,51 @@ def test_models_are_scored_on_other_grids_without_training_them_again(finished):
             for i in (4, 5, 6):  # Dice, NSD, HD95
                 digits = 2e-2 if i == 6 else 2e-4
                 assert float(there[i]) - float(means[i]) == pytest.approx(float(fall[i - 3].split()[0]), abs=digits)
+
+
+def test_a_grid_that_fails_leaves_the_others(finished, monkeypatch):
+    study, folder, _, _ = finished
+    scaled = dataclasses.replace(study, models=MODELS[:2], training_fractions=(0.5,), output_scales=(0.5, 3.0))
+
+    def fail(predictor, cases, scales):
+        if scales[0].factor > 1:
+            raise RuntimeError("no memory")
+        return score_at_scales(predictor, cases, scales)
+
+    score_at_scales = benchmark_accuracy.score_at_scales
+    monkeypatch.setattr(benchmark_accuracy, "score_at_scales", fail)
+    results, failures = run_study(scaled, folder, "cpu")
+    assert ["no memory" in failure for failure in failures] == [True, True]
+    tables = report(scaled, results)
+    assert f"SwIPETrainer ({PLANS}), seed 0, fraction 0.5, output 3x" in tables.splitlines()[0]
+    sections = re.split(r"^## .*\n", tables, flags=re.MULTILINE)
+    assert [section.count(f"| SwIPETrainer ({PLANS})") for section in sections] == [3, 3, 4, 0]
+
+
+class TestProgress:
+    @pytest.fixture
+    def shown(self, monkeypatch):
+        """A bar of four cells, one of which is done, its clock, and what it shows."""
+        clock, lines = [0.0], []
+        monkeypatch.setattr(benchmark_accuracy.time, "monotonic", lambda: clock[0])
+        progress = benchmark_accuracy.Progress(4, 3)
+        monkeypatch.setattr(progress._bar, "refresh", lambda **_: lines.append(str(progress._bar)))
+        return progress, clock, lines
+
+    def test_the_time_left_is_that_of_the_mean_cell(self, shown):
+        progress, clock, lines = shown
+        for seconds in (100, 20):
+            progress.begin("cell")
+            progress.show()
+            clock[0] += seconds
+            progress.end()
+        progress.begin("last")
+        clock[0] += 15
+        progress.show()
+        assert "1/4 cells" in lines[0]
+        assert "left" not in lines[0]
+        assert lines[-1].startswith("last: 75%|")
+        assert lines[-1].endswith("| 3/4 cells [00:00, 00:45 left]")
 
 
 class TestLogitsOnGrids:

@@ -271,6 +271,7 @@ def test_failing_import_of_ours_reaches_the_user(fakes, source, message):
         ("2.8.1", True),
         ("2.8.1+local", True),
         ("2.9rc1", True),
+        ("2.8rc1", False),
         ("2.10", True),
         ("3.0.0", False),
     ],
