@@ -39,9 +39,8 @@ def block(*slices):
 
 
 class TestScores:
-    def score(self, prediction, truth, spacing=(1, 1, 1), tolerance=1.0):
-        found = score_case(prediction, truth, structures={"1": [1]}, spacing=spacing, tolerance=tolerance)
-        return found.get("1")
+    def score(self, prediction, truth, spacing=(1, 1, 1)):
+        return score_case(prediction, truth, structures={"1": [1]}, spacing=spacing).get("1")
 
     def test_a_perfect_segmentation(self):
         assert self.score(block(*CUBE), block(*CUBE)) == {"Dice": 1, "NSD": 1, "HD95": 0}
@@ -53,17 +52,20 @@ class TestScores:
         assert scores["Dice"] == pytest.approx(4 / 6)
         assert scores["HD95"] == pytest.approx(6)
         assert 0.3 < scores["NSD"] < 0.9
-        assert self.score(shifted, block(*CUBE), spacing=(3, 1, 1), tolerance=6.0)["NSD"] == pytest.approx(1)
+
+    def test_surfaces_within_a_millimetre_agree(self):
+        shifted = block(slice(4, 10), slice(2, 8), slice(2, 8))
+        assert self.score(shifted, block(*CUBE), spacing=(0.4, 1, 1))["NSD"] == pytest.approx(1)
 
     def test_two_dimensions(self):
         truth = block(*CUBE)[5:6]
-        scores = self.score(np.roll(truth, 1, 1), truth, tolerance=None)
+        scores = self.score(np.roll(truth, 1, 1), truth)
         assert scores == {"Dice": pytest.approx(5 / 6), "NSD": 1, "HD95": 1}
 
     def test_two_dimensions_on_a_coarser_grid(self):
         """Its pixels are four of the training resolution wide, twice the tolerance."""
         truth = block(*CUBE)[5:6]
-        scores = self.score(np.roll(truth, 1, 1), truth, spacing=(999, 4, 4), tolerance=None)
+        scores = self.score(np.roll(truth, 1, 1), truth, spacing=(999, 4, 4))
         assert scores["HD95"] == 4
         assert scores["NSD"] < 0.9
 
@@ -82,7 +84,6 @@ class TestScores:
             truth,
             structures={"1": [1], "2": [2], "both": [1, 2], "3": [3]},
             spacing=(1, 1, 1),
-            tolerance=1,
         )
         n_first, n_second = (truth == 1).sum(), (truth == 2).sum()
         expected = {"1": 1, "2": 0, "both": 2 * n_first / (2 * n_first + n_second)}

@@ -11,7 +11,7 @@ from nnunetv2_swipe.inference.geometry import box_around
 
 METRICS = ("Dice", "NSD", "HD95")
 TOLERANCE = {2: 2.0, 3: 1.0}
-"""Of the NSD: 2 pixels in 2D, 1 mm in 3D."""
+"""Distance up to which surfaces agree, for the NSD: 2 pixels in 2D, 1 mm in 3D."""
 
 
 def score_case(
@@ -21,7 +21,6 @@ def score_case(
     structures: Mapping[str, Sequence[int]],
     spacing: Sequence[float],
     metrics: Sequence[str] = METRICS,
-    tolerance: float | None = None,
     ignore_label: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Dice, NSD (surface Dice) and HD95 of every structure of one case.
@@ -32,7 +31,6 @@ def score_case(
         structures: Name -> labels of every class or region.
         spacing: Voxel size (z, y, x), in mm; of an image in 2D in pixels, of which the first counts nothing.
         metrics: Which of them.
-        tolerance: Distance up to which surfaces agree, for the NSD, in the unit of `spacing`; default: `TOLERANCE`.
         ignore_label: Where the reference has this label nothing counts.
 
     Returns:
@@ -43,11 +41,10 @@ def score_case(
     shape, spacing = truth.shape[-dims:], [float(s) for s in spacing[-dims:]]
     counted = None if ignore_label is None else truth != ignore_label
     prediction, truth = (m.reshape(shape) for m in (prediction, truth))
-    limit = TOLERANCE[dims] if tolerance is None else tolerance
     compute: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "Dice": compute_dice,
         "NSD": lambda found, expected: compute_surface_dice(
-            found, expected, [limit], include_background=True, spacing=spacing, use_subvoxels=True
+            found, expected, [TOLERANCE[dims]], include_background=True, spacing=spacing, use_subvoxels=True
         ),
         "HD95": lambda found, expected: compute_hausdorff_distance(
             found, expected, include_background=True, percentile=95, spacing=spacing
