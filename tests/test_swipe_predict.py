@@ -162,6 +162,7 @@ def test_what_is_there_is_kept_and_what_was_cut_off_is_made_again(root, tmp_path
     cut_off = output / f".unfinished_{second.name.removesuffix('.nii.gz')}"
     cut_off.mkdir()
     (cut_off / second.name).write_text("half a file")
+    (output / f".unfinished_{first.name.removesuffix('.nii.gz')}").mkdir()  # all files of it had been moved
     assert swipe_predict(root, output, "--continue_prediction", source=images) == [first, second]
     assert first.read_text() == "kept"
     assert second.read_bytes() == expected

@@ -28,8 +28,8 @@ class CaseFiles:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self._folder = output.parent / f".unfinished_{output.name}"
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = _unfinished(output)
+        remove_unfinished(output)
         self._folder.mkdir()
 
     @contextmanager
@@ -83,6 +83,15 @@ class CaseFiles:
             target.parent.mkdir(exist_ok=True)
             file.replace(target)
         shutil.rmtree(self._folder)
+
+
+def remove_unfinished(output: Path) -> None:
+    """Remove what an interrupted run left of the case `output`; one stopped at its very end leaves an empty folder."""
+    shutil.rmtree(_unfinished(output), ignore_errors=True)
+
+
+def _unfinished(output: Path) -> Path:
+    return output.parent / f".unfinished_{output.name}"
 
 
 def _write_nifti(values: np.ndarray, grid: Grid, file: Path) -> None:

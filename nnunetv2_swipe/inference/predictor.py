@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
-from nnunetv2_swipe.inference.case_files import CaseFiles
+from nnunetv2_swipe.inference.case_files import CaseFiles, remove_unfinished
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.image_headers import grid_of_file, n_channels
@@ -173,9 +174,12 @@ class SwIPEPredictor(nnUNetPredictor):
         except IndexError as error:
             raise ValueError(f"Images must be named CASE_0000{self.dataset_json['file_ending']} and so on.") from error
         if outputs and not overwrite:
-            missing = [i for i, o in enumerate(outputs) if not self._is_predicted(Path(o), save_probabilities)]
-            images, outputs, previous = ([values[i] for i in missing] for values in (images, outputs, previous))
-            print(f"{len(missing)} cases have not been predicted yet.")
+            predicted = [self._is_predicted(Path(o), save_probabilities) for o in outputs]
+            for done in compress(outputs, predicted):
+                remove_unfinished(Path(done))
+            missing = [not p for p in predicted]
+            images, outputs, previous = (list(compress(values, missing)) for values in (images, outputs, previous))
+            print(f"{len(outputs)} cases have not been predicted yet.")
         for files, segmentation in zip(images, previous, strict=True):
             self._check_case(files, segmentation)
         if outputs:
