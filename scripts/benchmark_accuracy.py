@@ -34,7 +34,7 @@ from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.precision import AMP_VARIABLE
 from nnunetv2_swipe.report.scores import METRICS
 from real_data import DATASETS
-from score_model import score_at_scales, score_cases
+from score_model import score_at_scale, score_cases
 
 NOMINAL_ITERATIONS = 1000
 """Length of the learning-rate schedule of a budget in seconds: only fractions of it count."""
@@ -72,7 +72,7 @@ def run_study(study: Study, folder: Path, device: str) -> tuple[dict[str, Any], 
     stored = {key: _checked_results(folder / key, cell) for key, cell in cells.items()}
     incomplete = {key: cell for key, cell in cells.items() if not _is_complete(study, stored[key])}
     failures = []
-    with Progress(len(cells), len(incomplete)) as progress:
+    with Progress(len(cells), len(cells) - len(incomplete)) as progress:
         for key, cell in incomplete.items():
             progress.begin(cell.title)
             try:
@@ -88,13 +88,12 @@ def run_study(study: Study, folder: Path, device: str) -> tuple[dict[str, Any], 
 class Progress:
     """A bar of the cells that are done, with the time left if the others take as long as those of this run."""
 
-    def __init__(self, n_cells: int, n_left: int) -> None:
+    def __init__(self, n_cells: int, n_done: int) -> None:
         self._bar = tqdm(
             total=n_cells,
-            initial=n_cells - n_left,
+            initial=n_done,
             bar_format="{desc}{percentage:.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]",
         )
-        self._left = n_left
         self._seconds: list[float] = []
         self._start = 0.0
 
@@ -112,14 +111,14 @@ class Progress:
     def show(self) -> None:
         """Show the time left; from time to time, while a cell is measured."""
         if self._seconds:
-            left = float(np.mean(self._seconds)) * self._left - (time.monotonic() - self._start)
+            n_left = self._bar.total - self._bar.n
+            left = float(np.mean(self._seconds)) * n_left - (time.monotonic() - self._start)
             self._bar.set_postfix_str(f"{tqdm.format_interval(max(left, 0))} left", refresh=False)
         self._bar.refresh()
 
     def end(self) -> None:
         """Count the cell."""
         self._seconds.append(time.monotonic() - self._start)
-        self._left -= 1
         self._bar.update()
 
 
@@ -136,7 +135,7 @@ def _complete(study: Study, cell: Cell, folder: Path, call: Callable[..., dict[s
         results |= call(score_cell, cell)
         _write_results(folder, results)
     for scale in _missing_scales(study, results):
-        results["scales"] |= call(measure_scales, cell, [scale], list(results["cases"]))
+        results["scales"][str(scale)] = call(score_cell_at_scale, cell, scale, list(results["cases"]))
         _write_results(folder, results)
 
 
@@ -219,10 +218,10 @@ def score_cell(cell: Cell, device: str) -> dict[str, Any]:
         return score_cases(_predictor(cell, device), splits[cell.fold]["val"])
 
 
-def measure_scales(cell: Cell, scales: Sequence[Scale], cases: Sequence[str], device: str) -> dict[str, Any]:
-    """Score a trained cell on other grids."""
+def score_cell_at_scale(cell: Cell, scale: Scale, cases: Sequence[str], device: str) -> dict[str, Any]:
+    """Score a trained cell on another grid."""
     with quiet():
-        return score_at_scales(_predictor(cell, device), cases, scales)
+        return score_at_scale(_predictor(cell, device), cases, scale)
 
 
 def _predictor(cell: Cell, device: str) -> nnUNetPredictor:

@@ -1,7 +1,6 @@
 """Scores of a trained model on cases: on their own grid, and on finer and coarser ones."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +59,15 @@ def score_cases(predictor: nnUNetPredictor, cases: Sequence[str]) -> dict[str, A
     return scores.result()
 
 
-def score_at_scales(predictor: nnUNetPredictor, cases: Sequence[str], scales: Sequence[Scale]) -> dict[str, Any]:
-    """Score on grids that are finer or coarser than the training resolution, the truth brought to them.
+def score_at_scale(predictor: nnUNetPredictor, cases: Sequence[str], scale: Scale) -> dict[str, Any]:
+    """As `score_cases`, on a grid that is finer or coarser than the training resolution, the truth brought to it.
 
     SwIPE decodes the grid itself; of other networks the logits are interpolated.
-
-    Returns:
-        Scale, as text -> as `score_cases`.
     """
     plans, configuration, labels = predictor.plans_manager, predictor.configuration_manager, predictor.label_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
     files = training_files(predictor)
-    scores = {scale: _Scores(predictor) for scale in scales}
+    scores = _Scores(predictor)
     for case in cases:
         data, seg, properties = preprocessor.run_case(
             files[case]["images"], files[case]["label"], plans, configuration, predictor.dataset_json
@@ -81,36 +77,30 @@ def score_at_scales(predictor: nnUNetPredictor, cases: Sequence[str], scales: Se
         spacing = [properties["spacing"][i] for i in plans.transpose_forward]
         spacing[-len(configuration.spacing) :] = configuration.spacing
         scaled = [False] * (3 - len(configuration.spacing)) + [True] * len(configuration.spacing)
-        on_grid = grid_logits(predictor, data)
-        for scale in scales:
-            shape = [max(1, round(n * scale.factor)) if s else n for n, s in zip(data.shape[1:], scaled, strict=True)]
-            spacing_of_grid = [s * n / m for s, n, m in zip(spacing, data.shape[1:], shape, strict=True)]
-            if scale.resized == "output":
-                logits = on_grid(shape)
-            else:
-                resized = _resized(predictor, data, shape, spacing, spacing_of_grid)
-                logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(resized)).float()
-            scores[scale].add(
-                case,
-                np.asarray(labels.convert_logits_to_segmentation(logits)),
-                np.asarray(labels.apply_inference_nonlin(logits)),
-                configuration.resampling_fn_seg(truth, shape, spacing, spacing_of_grid)[0],
-                spacing_of_grid,
-            )
-    return {str(scale): s.result() for scale, s in scores.items()}
+        shape = [max(1, round(n * scale.factor)) if s else n for n, s in zip(data.shape[1:], scaled, strict=True)]
+        spacing_of_grid = [s * n / m for s, n, m in zip(spacing, data.shape[1:], shape, strict=True)]
+        if scale.resized == "output":
+            logits = grid_logits(predictor, data, shape)
+        else:
+            resized = _resized(predictor, data, shape, spacing, spacing_of_grid)
+            logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(resized)).float()
+        scores.add(
+            case,
+            np.asarray(labels.convert_logits_to_segmentation(logits)),
+            np.asarray(labels.apply_inference_nonlin(logits)),
+            configuration.resampling_fn_seg(truth, shape, spacing, spacing_of_grid)[0],
+            spacing_of_grid,
+        )
+    return scores.result()
 
 
-def grid_logits(predictor: nnUNetPredictor, data: np.ndarray) -> Callable[[Sequence[int]], torch.Tensor]:
-    """A function from the shape of a grid to logits (K, *shape) of a preprocessed image (channels, z, y, x) there."""
+def grid_logits(predictor: nnUNetPredictor, data: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
+    """Logits (K, *shape) of a preprocessed image (channels, z, y, x) on a grid of its extent."""
     image = torch.from_numpy(data)
     if isinstance(plain_network(predictor), SwIPENet):
-        return partial(predict_logits_on_grid, predictor, image)
+        return predict_logits_on_grid(predictor, image, shape)
     native = predictor.predict_logits_from_preprocessed_data(image).float()
-
-    def interpolate(shape: Sequence[int]) -> torch.Tensor:
-        return F.interpolate(native[None], tuple(shape), mode="trilinear", align_corners=False)[0]
-
-    return interpolate
+    return F.interpolate(native[None], tuple(shape), mode="trilinear", align_corners=False)[0]
 
 
 def training_files(predictor: nnUNetPredictor) -> dict[str, Any]:

@@ -380,13 +380,13 @@ def test_a_grid_that_fails_leaves_the_others(finished, monkeypatch):
     study, folder, _, _ = finished
     scaled = dataclasses.replace(study, models=MODELS[:2], training_fractions=(0.5,), output_scales=(0.5, 3.0))
 
-    def fail(predictor, cases, scales):
-        if scales[0].factor > 1:
+    def fail(predictor, cases, scale):
+        if scale.factor > 1:
             raise RuntimeError("no memory")
-        return score_at_scales(predictor, cases, scales)
+        return score_at_scale(predictor, cases, scale)
 
-    score_at_scales = benchmark_accuracy.score_at_scales
-    monkeypatch.setattr(benchmark_accuracy, "score_at_scales", fail)
+    score_at_scale = benchmark_accuracy.score_at_scale
+    monkeypatch.setattr(benchmark_accuracy, "score_at_scale", fail)
     results, failures = run_study(scaled, folder, "cpu")
     assert ["no memory" in failure for failure in failures] == [True, True]
     tables = report(scaled, results)
@@ -401,7 +401,7 @@ class TestProgress:
         """A bar of four cells, one of which is done, its clock, and what it shows."""
         clock, lines = [0.0], []
         monkeypatch.setattr(benchmark_accuracy.time, "monotonic", lambda: clock[0])
-        progress = benchmark_accuracy.Progress(4, 3)
+        progress = benchmark_accuracy.Progress(4, 1)
         monkeypatch.setattr(progress._bar, "refresh", lambda **_: lines.append(str(progress._bar)))
         return progress, clock, lines
 
@@ -444,14 +444,14 @@ class TestLogitsOnGrids:
     def test_swipe_decodes_the_grid(self, predicted):
         predictor, data = predicted("SwIPETrainer")
         shape = [n // 2 for n in data.shape[1:]]
-        found = score_model.grid_logits(predictor, data)(shape)
+        found = score_model.grid_logits(predictor, data, shape)
         assert torch.equal(found, predict_logits_on_grid(predictor, torch.from_numpy(data), shape))
 
     def test_logits_of_others_are_interpolated(self, predicted):
         """At a third of the resolution, the centres are every third voxel."""
         predictor, data = predicted("nnUNetTrainer")
         data = data[:, :12, :30, :30]
-        found = score_model.grid_logits(predictor, data)([4, 10, 10])
+        found = score_model.grid_logits(predictor, data, [4, 10, 10])
         native = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).float()
         torch.testing.assert_close(found, native[:, 1::3, 1::3, 1::3])
 

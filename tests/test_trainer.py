@@ -9,6 +9,7 @@ import torch
 from nnunet_helpers import (
     ABDOMEN,
     FUNDUS,
+    PLANS,
     edit_json,
     make_trainer,
     narrow,
@@ -521,3 +522,12 @@ def test_the_same_epoch_draws_the_same_batch_and_points():
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-2)  # Adam magnifies what the order of sums changes
     assert losses[0][0] != losses[0][1]
+
+
+def test_planned_by_name(folders):
+    """The folder names that nnU-Net makes of trainer, plan and configuration."""
+    trainer = make()
+    assert Path(trainer.output_folder_base).name == f"SwIPETrainer__{PLANS}__3d_fullres"
+    assert Path(trainer.preprocessed_dataset_folder) == (
+        folders / "nnUNet_preprocessed" / ABDOMEN / "nnUNetPlans_3d_fullres"
+    )
