@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import threading
 import time
@@ -54,7 +53,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
         assert json.loads(file.read_text()) == {"a": 1}
         assert unfinished.suffix == ".json"
     assert json.loads(file.read_text()) == {"a": 2}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [f.name for f in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError()])
@@ -62,11 +61,16 @@ def test_an_error_leaves_what_was_there(tmp_path, error):
     file = tmp_path / "a.json"
     file.write_text("1")
     message = "a.json cannot be written: No space left" if isinstance(error, OSError) else None
-    with pytest.raises(type(error), match=message), replaced(file) as unfinished:
-        unfinished.write_text("2")
-        raise error
+
+    def write():
+        with replaced(file) as unfinished:
+            unfinished.write_text("2")
+            raise error
+
+    with pytest.raises(type(error), match=message):
+        write()
     assert file.read_text() == "1"
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [f.name for f in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_link_in_a_shared_folder_is_not_written_through(tmp_path):
@@ -83,7 +87,7 @@ def test_a_file_in_anothers_place_has_another_stamp_although_its_date_was_kept(t
     before = stamp(file)
     shutil.copystat(file, other)  # as cp -p, rsync -a and unzip do
     other.replace(file)
-    assert os.stat(file).st_mtime_ns == before[2]
+    assert file.stat().st_mtime_ns == before[2]
     assert stamp(file) != before
     assert stamp(file) == stamp(file)
     assert json.loads(json.dumps(stamp(file))) == stamp(file)
