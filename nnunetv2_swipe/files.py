@@ -1,6 +1,8 @@
 """Files that are read with an error that names them, and written so that they are whole or not there at all."""
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -9,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS, _PAUSE_S = 5, 0.2
 
@@ -55,6 +59,17 @@ def write_json(content: Any, file: str | Path) -> None:  # noqa: ANN401
         unfinished.write_text(json.dumps(content, indent=4), encoding="utf-8")
 
 
+def keep_json(content: Any, file: str | Path) -> None:  # noqa: ANN401
+    """Write a JSON file that only saves work; where it cannot be written, such as in a read-only folder, warn."""
+    try:
+        Path(file).parent.mkdir(exist_ok=True)
+        write_json(content, file)
+    except OSError as error:
+        logger.warning(
+            "%s cannot be kept: %s. What it would hold is used, but must be found anew each time.", file, error
+        )
+
+
 @contextmanager
 def replaced(file: str | Path) -> Iterator[Path]:
     """Context that gives a path beside `file` to write to, and moves what was written there to `file`.
@@ -98,3 +113,12 @@ def stamp(file: str | Path) -> list[Any]:
     """
     found = Path(file).stat()
     return [Path(file).name, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def digest(file: str | Path) -> str:
+    """SHA-256 of a file's content, which every copy shares."""
+    hashed = hashlib.sha256()
+    with Path(file).open("rb") as stream:
+        while part := stream.read(2**20):
+            hashed.update(part)
+    return hashed.hexdigest()

@@ -70,12 +70,14 @@ def measure(tmp_path, monkeypatch):
         def call(arrays, labels, order=None, spacing=(1, 1, 1)):
             for case, array in arrays.items():
                 write_volume(array.astype(np.uint8), tmp_path / "labels" / f"{case}.nii.gz", spacing=spacing)
-            return again(labels, order)
+            return again(labels, order, spacing=spacing)
 
-        def again(labels, order=None, folder=tmp_path / "labels"):
+        def again(labels, order=None, *, folder=tmp_path / "labels", spacing=(1, 1, 1), cache=CACHE):
+            files = {file.name.removesuffix(".nii.gz"): file for file in folder.iterdir()}
             return label_statistics(
-                {file.name.removesuffix(".nii.gz"): file for file in folder.iterdir()},
-                cache_file=tmp_path / "statistics.json",
+                files,
+                dict.fromkeys(files, spacing),
+                cache_file=tmp_path / cache,
                 reader_name="SimpleITKIO",
                 label_manager=LabelManager(labels, order),
             )
@@ -90,6 +92,7 @@ def measure(tmp_path, monkeypatch):
         yield call
 
 
+CACHE = "statistics.json"
 LABELS = {"background": 0, "first": 1, "second": 2, "third": 3}
 
 
@@ -143,13 +146,9 @@ def test_labels_are_read_once(measure):
     assert measure.again(LABELS) == first
 
 
-def test_nnunets_copies_of_the_labels_need_not_be_read_again(measure, tmp_path):
-    """Trainers find the copies that nnUNetv2_preprocess makes, some of whose versions cut times to whole seconds."""
-    maps = {"a": label_map(_1=2), "b": label_map(_1=4)}
-    measure(maps, LABELS)
-    for file in measure.folder.iterdir():
-        os.utime(file, ns=(10**18 + 5 * 10**8,) * 2)
-    first = measure.again(LABELS)
+def test_copies_of_the_labels_need_not_be_read_again(measure, tmp_path):
+    """Trainers find the copies that nnUNetv2_preprocess makes, on clusters copies of these, with dates of their own."""
+    first = measure({"a": label_map(_1=2), "b": label_map(_1=4)}, LABELS)
     copies = tmp_path / "gt_segmentations"
     shutil.copytree(measure.folder, copies)
     for file in copies.iterdir():
@@ -158,13 +157,46 @@ def test_nnunets_copies_of_the_labels_need_not_be_read_again(measure, tmp_path):
     assert measure.again(LABELS, folder=copies) == first
 
 
-def test_a_changed_file_is_measured_anew(measure):
+def test_a_changed_file_is_measured_anew_although_its_date_was_kept(measure, tmp_path):
+    """As unzip, rsync -a and cp -p keep it."""
     first = measure({"a": label_map(_1=2)}, LABELS)
-    file = measure.folder / "a.nii.gz"
-    later = file.stat().st_mtime + 10
-    write_volume(label_map(_1=6), file)
-    os.utime(file, (later, later))
+    file, corrected = measure.folder / "a.nii.gz", tmp_path / "corrected.nii.gz"
+    write_volume(label_map(_1=6), corrected)
+    shutil.copystat(file, corrected)
+    corrected.replace(file)
     assert measure.again(LABELS)["1"]["volume_mm3"] == 3 * first["1"]["volume_mm3"]
+
+
+def test_the_spacing_is_the_images(measure):
+    """A copy of a TIFF has lost it."""
+    assert measure({"a": label_map(_1=2)}, LABELS)["1"]["volume_mm3"] == pytest.approx(2)
+    assert measure.again(LABELS, spacing=(3, 1, 1))["1"]["volume_mm3"] == pytest.approx(6)
+
+
+def test_statistics_that_cannot_be_kept_are_used(measure, caplog):
+    """As in a read-only folder; root may write there, so that the folder of the cache is a file here."""
+    first = measure({"a": label_map(_1=2)}, LABELS)
+    assert measure.again(LABELS, cache=f"{CACHE}/statistics.json") == first
+    assert f"{CACHE}/statistics.json cannot be kept" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_statistics_of_a_read_only_folder_are_used(measure, tmp_path, caplog):
+    tmp_path.chmod(0o555)
+    try:
+        assert measure.again(LABELS) == {}
+    finally:
+        tmp_path.chmod(0o755)
+    assert "cannot be written: Permission denied" in caplog.text
+
+
+@pytest.mark.parametrize("content", ['{"source": {"cases"', "[]", "{}"])
+def test_a_damaged_cache_is_made_again(measure, tmp_path, content):
+    first = measure({"a": label_map(_1=2)}, LABELS)
+    whole = (tmp_path / CACHE).read_text()
+    (tmp_path / CACHE).write_text(content)
+    assert measure.again(LABELS) == first
+    assert (tmp_path / CACHE).read_text() == whole
 
 
 def test_a_further_case_or_other_labels_are_measured_anew(measure):

@@ -164,7 +164,7 @@ def test_undeclared_label_is_named(image, labels, tmp_path):
 
 
 def stamps(folder):
-    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()}
 
 
 def preprocess():

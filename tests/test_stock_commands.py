@@ -54,7 +54,7 @@ def schedule(epochs, iterations):
 
 
 def stamps(folder):
-    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()}
 
 
 @pytest.fixture(scope="module")

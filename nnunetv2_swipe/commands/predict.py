@@ -70,7 +70,9 @@ def _grid_as_read(file: str, predictor: SwIPEPredictor) -> Grid:
     if not Path(file).is_file():
         raise ValueError(f"The image {file} does not exist.")
     reader = predictor.plans_manager.image_reader_writer_class()
-    is_channel = re.search(r"_\d{4}\.", Path(file).name)  # TIFF's spacing is in a file named after the case
+    # a TIFF's spacing is in a file named after the case; a label map, which is named after it, too, may end in digits
+    is_label = Path(file).with_suffix(".json").is_file()
+    is_channel = not is_label and re.search(r"_\d{4}\.", Path(file).name)
     image, properties = reader.read_images([file]) if is_channel else reader.read_seg(file)
     return grid_of_image(properties, image.shape[1:])
 

@@ -1,6 +1,5 @@
 """What the training labels look like: per class the volume, extent and surface-to-volume ratio, measured once."""
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from nnunetv2_swipe.files import digest, keep_json, read_json_object
 from nnunetv2_swipe.labels import as_tuple, declared_labels, require_declared
 
 STATISTICS_FILE = "dataset_label_statistics.json"
@@ -45,21 +44,25 @@ def measure_mask(mask: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, Any
 
 
 def _measure_case(
-    file: str, reader_name: str, structures: Mapping[str, Sequence[int]], allowed: Sequence[int]
+    file: str,
+    reader_name: str,
+    structures: Mapping[str, Sequence[int]],
+    allowed: Sequence[int],
+    spacing_mm: Sequence[float],
 ) -> dict[str, dict[str, Any]]:
     """Measure every structure present in one label file.
 
     Raises:
         ValueError: The file holds a label that dataset.json does not declare.
     """
-    segmentation, properties = recursive_find_reader_writer_by_name(reader_name)().read_seg(file)
+    segmentation, _ = recursive_find_reader_writer_by_name(reader_name)().read_seg(file)
     segmentation = segmentation[0]
     require_declared(segmentation, allowed, file)
     measured = {}
     for name, labels in structures.items():
         mask = np.isin(segmentation, labels)  # one at a time: there may be a hundred, of a whole body
         if mask.any():
-            measured[name] = measure_mask(mask, properties["spacing"])
+            measured[name] = measure_mask(mask, spacing_mm)
     return measured
 
 
@@ -77,17 +80,21 @@ def structure_key(labels: tuple[int, ...]) -> str:
 
 def label_statistics(
     label_files: Mapping[str, str | Path],
+    spacings_mm: Mapping[str, Sequence[float]],
     *,
     cache_file: str | Path,
     reader_name: str,
     label_manager: LabelManager,
     num_processes: int = default_num_processes,
 ) -> dict[str, dict[str, Any]]:
-    """Statistics of every foreground class, from the cache if it is of these files.
+    """Statistics of every foreground class, from the cache if it is of these labels.
 
     Args:
         label_files: Case identifier -> label file.
-        cache_file: Where the result is kept; measured again when the cases, labels or files have changed.
+        spacings_mm: Case identifier -> voxel size of its image along z, y and x. Copies of label files may have lost
+            it: nnU-Net keeps a TIFF's in a file of its own.
+        cache_file: Where the result is kept, if it can be written; measured again when cases, labels, spacings or the
+            content of a file have changed.
         reader_name: nnU-Net reader class of the dataset.
         label_manager: Labels or regions of the dataset.
         num_processes: Processes to measure with.
@@ -95,26 +102,35 @@ def label_statistics(
     Returns:
         `structure_key` of a class -> `n_cases`, and the medians over the cases that hold the class of `volume_mm3`,
         `extent_mm` (per axis) and `surface_to_volume_per_mm`. A class that no case holds is left out.
+
+    Raises:
+        ValueError: A file holds a label that dataset.json does not declare; it is named.
+        OSError: A file is missing.
     """
     structures = foreground_structures(label_manager)
-    newest = max((int(Path(f).stat().st_mtime) for f in label_files.values()), default=0)  # copies lose fractions
-    source = {"cases": sorted(label_files), "structures": structures, "newest_label_file": newest}
-    cache_file = Path(cache_file)
-    if cache_file.is_file():
-        cached = load_json(str(cache_file))
-        if cached.get("source") == source:
-            return cached["classes"]
+    spacings = {case: [float(s) for s in spacings_mm[case]] for case in label_files}
+    cases = {case: {"sha256": digest(file), "spacing": spacings[case]} for case, file in label_files.items()}
+    source = {"cases": cases, "structures": structures}
+    cached = _cached(Path(cache_file))
+    if cached.get("source") == source and isinstance(cached.get("classes"), dict):
+        return cached["classes"]
     allowed = declared_labels(label_manager)
-    jobs = [(str(f), reader_name, structures, allowed) for f in label_files.values()]
+    jobs = [(str(file), reader_name, structures, allowed, spacings[case]) for case, file in label_files.items()]
     with ProcessPoolExecutor(min(num_processes, max(len(jobs), 1)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_measure_case, *job) for job in jobs]
-        cases = [f.result() for f in tqdm(futures, desc="Measuring labels")]
-    classes = {name: _summarise([c[name] for c in cases if name in c]) for name in structures}
+        measured = [f.result() for f in tqdm(futures, desc="Measuring labels")]
+    classes = {name: _summarise([c[name] for c in measured if name in c]) for name in structures}
     classes = {name: summary for name, summary in classes.items() if summary["n_cases"] > 0}
-    unfinished = cache_file.with_suffix(f".{os.getpid()}.tmp")  # several processes may get here at once (DDP)
-    save_json({"classes": classes, "source": source}, str(unfinished), sort_keys=False)
-    unfinished.replace(cache_file)
+    keep_json({"classes": classes, "source": source}, cache_file)
     return classes
+
+
+def _cached(file: Path) -> dict[str, Any]:
+    """What the cache holds; nothing if it is not there or damaged."""
+    try:
+        return read_json_object(file)
+    except (ValueError, OSError):
+        return {}
 
 
 def _summarise(measurements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

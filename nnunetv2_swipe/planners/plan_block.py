@@ -5,15 +5,17 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import isfile, load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.dataset_json import require_dataset_json
+from nnunetv2_swipe.files import read_json_object
 from nnunetv2_swipe.labels import require_consecutive
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.self_configuration import check_configuration, derive_config
+from nnunetv2_swipe.stored_cases import read_properties, stored_cases
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 SWIPE_PREPROCESSOR = "SwIPEPreprocessor"
@@ -90,11 +92,12 @@ def with_swipe_block(
         changes: Settings that the trainer (an ablation) changes.
 
     Raises:
-        ValueError: The plan or a label file is invalid; the message names the key or file.
+        ValueError: The plan, dataset.json or a label file is invalid; the message names the key or file.
         FileNotFoundError: The dataset was not preprocessed.
     """
     plan: dict[str, Any] = deepcopy(dict(plans))
     manager = PlansManager(plan)
+    require_dataset_json(dataset_json, Path(nnUNet_preprocessed) / manager.dataset_name / "dataset.json")
     labels = manager.get_label_manager(dataset_json)
     require_consecutive(labels)
     configured = manager.get_configuration(configuration).configuration
@@ -102,7 +105,7 @@ def with_swipe_block(
     if block is None:
         block = _block_of_model_folder(manager, configuration, trainer_name)
     if block is None:
-        statistics = _statistics_of_preprocessed_dataset(manager, labels, dataset_json["file_ending"])
+        statistics = _statistics_of_preprocessed_data(manager, configuration, labels, dataset_json["file_ending"])
         block = derive_block(plan, configuration, labels, statistics).to_dict()
     config = SwIPEConfig.from_dict(block).replace(**changes)
     if config.regions != labels.has_regions:
@@ -126,17 +129,22 @@ def with_swipe_block(
     return plan
 
 
-def _statistics_of_preprocessed_dataset(
-    manager: PlansManager, labels: LabelManager, file_ending: str
+def _statistics_of_preprocessed_data(
+    manager: PlansManager, configuration: str, labels: LabelManager, file_ending: str
 ) -> dict[str, dict[str, Any]]:
-    """Label statistics from the ground truth that nnU-Net keeps with the preprocessed data."""
+    """Statistics of the labels that nnU-Net keeps with the preprocessed data, of the cases that are preprocessed."""
     folder = Path(nnUNet_preprocessed) / manager.dataset_name
-    truth = folder / "gt_segmentations"
-    if not truth.is_dir():
-        raise FileNotFoundError(f"{truth} is missing. Run nnUNetv2_plan_and_preprocess for the dataset first.")
-    files = sorted(f for f in truth.iterdir() if f.name.endswith(file_ending))
+    data = folder / manager.get_configuration(configuration).data_identifier
+    cases = stored_cases(data)
+    files = {case: folder / "gt_segmentations" / f"{case}{file_ending}" for case in cases}
+    missing = [str(data)] if not cases else [str(file) for file in files.values() if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]} is missing or empty. Run nnUNetv2_plan_and_preprocess for the dataset first."
+        )
     return label_statistics(
-        {f.name.removesuffix(file_ending): f for f in files},
+        files,
+        {case: read_properties(data / f"{case}.pkl")["spacing"] for case in cases},
         cache_file=folder / STATISTICS_FILE,
         reader_name=manager.plans["image_reader_writer"],
         label_manager=labels,
@@ -152,10 +160,10 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
     if not nnUNet_results.is_set():
         return None
     model = f"{trainer_name}__{manager.plans_name}__{configuration}"
-    file = str(Path(nnUNet_results) / manager.dataset_name / model / "plans.json")
-    if not isfile(file):
+    file = Path(nnUNet_results) / manager.dataset_name / model / "plans.json"
+    if not file.is_file():
         return None
-    stored = dict(PlansManager(load_json(file)).get_configuration(configuration).configuration)
+    stored = dict(PlansManager(read_json_object(file)).get_configuration(configuration).configuration)
     block = stored.pop(PLAN_KEY, None)
     current = dict(manager.get_configuration(configuration).configuration)
     for c in (stored, current):

@@ -1,16 +1,20 @@
 """Preprocessed data that plans of a dataset share."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
-
+from nnunetv2_swipe.files import read_json
+from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE
 from nnunetv2_swipe.planners.plan_block import data_preprocessor
+
+logger = logging.getLogger(__name__)
 
 Plans = Mapping[str, Mapping[str, Any]]
 """Plans of a dataset by the name of their files, without ending."""
 
+_NO_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json", STATISTICS_FILE)
 _PREPROCESSING_KEYS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg",
     "resampling_fn_data_kwargs", "resampling_fn_seg_kwargs",
@@ -21,9 +25,36 @@ _PREPROCESSING_KEYS_OF_PLAN = (
 
 
 def other_plans(folder: Path, plans_name: str) -> dict[str, dict[str, Any]]:
-    """The other plans of a dataset, from its folder of preprocessed data."""
-    read = {file.stem: load_json(str(file)) for file in sorted(folder.glob("*.json")) if file.stem != plans_name}
-    return {name: plans for name, plans in read.items() if isinstance(plans, dict) and "configurations" in plans}
+    """The other plans of a dataset, from its folder of preprocessed data.
+
+    Other files may lie there, too. One that cannot be read is named in a warning and taken for none of them.
+    """
+    files = [f for f in sorted(folder.glob("*.json")) if not f.name.startswith(".") and f.name not in _NO_PLANS]
+    read = {file.stem: _read_or_warn(file) for file in files if file.stem != plans_name and file.is_file()}
+    return {name: content for name, content in read.items() if _is_plan(content)}
+
+
+def _read_or_warn(file: Path) -> Any:  # noqa: ANN401
+    try:
+        return read_json(file)
+    except (ValueError, OSError) as error:
+        logger.warning("%s It is left alone: if it is not a plan, this does not matter.", error)
+        return None
+
+
+def _is_plan(content: Any) -> bool:  # noqa: ANN401
+    """Whether a JSON file holds a plan of nnU-Net."""
+    configurations = content.get("configurations") if isinstance(content, dict) else None
+    return isinstance(configurations, dict) and all(isinstance(c, dict) for c in configurations.values())
+
+
+def preprocessing_settings(plans: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in a plan and one of its configurations (inheritance resolved) that the stored data depend on."""
+    return {
+        "preprocessor": data_preprocessor(own),
+        **{key: own.get(key) for key in _PREPROCESSING_KEYS},
+        **{key: plans.get(key) for key in _PREPROCESSING_KEYS_OF_PLAN},
+    }
 
 
 def shared_identifier(plans: Mapping[str, Any], name: str, others: Plans) -> str:
@@ -72,14 +103,9 @@ def _uses(identifier: str, others: Plans) -> list[tuple[str, Mapping[str, Any]]]
 
 def _unlike(plans: Mapping[str, Any], own: Mapping[str, Any], identifier: str, others: Plans) -> str | None:
     """The first plan that uses a data folder and preprocesses otherwise than a configuration."""
+    settings = preprocessing_settings(plans, own)
     for name, used in _uses(identifier, others):
-        alike = (
-            "preprocessor_name" in used
-            and data_preprocessor(used) == data_preprocessor(own)
-            and all(used.get(k) == own.get(k) for k in _PREPROCESSING_KEYS)
-            and all(others[name].get(k) == plans.get(k) for k in _PREPROCESSING_KEYS_OF_PLAN)
-        )
-        if not alike:
+        if "preprocessor_name" not in used or preprocessing_settings(others[name], used) != settings:
             return name
     return None
 

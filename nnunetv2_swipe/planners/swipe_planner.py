@@ -1,22 +1,31 @@
 """SwIPEPlanner: nnU-Net's planner, and SwIPE's settings for every configuration."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.dataset_json import read_dataset_json
+from nnunetv2_swipe.files import read_json_object, write_json
+from nnunetv2_swipe.freshness import changed_since, raw_files
 from nnunetv2_swipe.labels import require_consecutive
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
 from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, derive_block
 from nnunetv2_swipe.planners.shared_data import other_plans, shared_identifier
+
+logger = logging.getLogger(__name__)
+
+FINGERPRINT_FILE = "dataset_fingerprint.json"
 
 
 class SwIPEPlanner(ExperimentPlanner):
@@ -24,6 +33,9 @@ class SwIPEPlanner(ExperimentPlanner):
 
     The plan serves the stock trainers as well. Data of a configuration that another plan of the dataset preprocesses
     in the same way are shared with it.
+
+    Raises:
+        ValueError: dataset.json or the fingerprint is damaged or of other cases; the message names the file.
     """
 
     def __init__(
@@ -37,6 +49,11 @@ class SwIPEPlanner(ExperimentPlanner):
     ) -> None:
         if preprocessor_name == STOCK_PREPROCESSOR:
             preprocessor_name = SWIPE_PREPROCESSOR  # the same data, checked, and shared where possible
+        name = maybe_convert_to_dataset_name(dataset_name_or_id)
+        read_dataset_json(Path(nnUNet_raw) / name / "dataset.json")  # nnU-Net names neither file nor key
+        fingerprint = Path(nnUNet_preprocessed) / name / FINGERPRINT_FILE
+        if fingerprint.is_file():
+            read_json_object(fingerprint)
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
@@ -47,7 +64,12 @@ class SwIPEPlanner(ExperimentPlanner):
         )
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Add SwIPE's blocks and shared data folders, then save as nnU-Net does."""
+        """Add SwIPE's blocks and shared data folders, then save the plan.
+
+        Raises:
+            ValueError: Labels, fingerprint or the plan that is there cannot be used; the message names the file.
+            OSError: A file is missing or cannot be written.
+        """
         recursive_fix_for_json_export(plans)
         planned = json.loads(json.dumps(plans))  # lists for tuples: compares equal to a plan read from its file
         labels: LabelManager = PlansManager(planned).get_label_manager(self.dataset_json)
@@ -55,6 +77,7 @@ class SwIPEPlanner(ExperimentPlanner):
         folder = Path(nnUNet_preprocessed) / self.dataset_name
         statistics = label_statistics(
             {case: files["label"] for case, files in self.dataset.items()},
+            self._spacings_mm(),
             cache_file=folder / STATISTICS_FILE,
             reader_name=plans["image_reader_writer"],
             label_manager=labels,
@@ -66,7 +89,27 @@ class SwIPEPlanner(ExperimentPlanner):
                 configuration[PLAN_KEY] = config.to_dict()
                 configuration["data_identifier"] = shared_identifier(planned, name, others)
                 configuration["batch_size"] = self._batch_size(planned, name, config, labels.num_segmentation_heads)
-        super().save_plans(plans)
+        file = folder / f"{self.plans_identifier}.json"
+        stored = read_json_object(file).get("configurations", {}) if file.is_file() else {}
+        # as nnU-Net's: configurations that a user added stay; unlike its, the file appears when it is complete
+        plans["configurations"].update({n: c for n, c in stored.items() if n not in plans["configurations"]})
+        write_json(plans, file)
+        print(f"Plans were saved to {file}")
+
+    def _spacings_mm(self) -> dict[str, list[float]]:
+        """Voxel size of every case's image, from nnU-Net's fingerprint."""
+        fingerprint = Path(nnUNet_preprocessed) / self.dataset_name / FINGERPRINT_FILE
+        remedy = "Run nnUNetv2_extract_fingerprint with --clean, then plan again."
+        spacings = self.dataset_fingerprint["spacings"]
+        if len(spacings) != len(self.dataset):
+            raise ValueError(
+                f"{fingerprint} is of {len(spacings)} cases, but the dataset has {len(self.dataset)}. {remedy}"
+            )
+        sources = (file for files in self.dataset.values() for file in raw_files(files))
+        changed = changed_since(fingerprint.stat().st_mtime_ns, sources)
+        if changed is not None:
+            logger.warning("%s is older than %s. If that file's content has changed: %s", fingerprint, changed, remedy)
+        return dict(zip(self.dataset, spacings, strict=True))
 
     def _batch_size(self, plans: Mapping[str, Any], name: str, config: SwIPEConfig, num_classes: int) -> int:
         """nnU-Net's batch size, or what fits into the memory target if SwIPE needs more than nnU-Net's network."""

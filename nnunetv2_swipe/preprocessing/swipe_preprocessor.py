@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_swipe.dataset_json import read_dataset_json
+from nnunetv2_swipe.files import read_json_object
+from nnunetv2_swipe.freshness import outdated_copies, renew_copies
 from nnunetv2_swipe.labels import declared_labels, require_declared
 from nnunetv2_swipe.network.coordinates import with_source_channels
 from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans, require_alike
+from nnunetv2_swipe.preprocessing.preprocessed_data import PreprocessedData
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         Raises:
             ValueError: The image holds NaN or infinity, or the segmentation an undeclared label.
         """
-        dataset_json = load_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
+        dataset_json = read_json_object(dataset_json) if isinstance(dataset_json, str) else dataset_json
         _check_case(data, seg, plans_manager, dataset_json)
         return super().run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
 
@@ -66,20 +66,28 @@ class SwIPEPreprocessor(DefaultPreprocessor):
     ) -> None:
         """Preprocess a dataset, unless data that another plan uses as well are there, complete and up to date.
 
+        Copies of label files in `gt_segmentations` that differ from the label files are made again.
+
         Raises:
-            ValueError: Another plan uses the same data folder, but preprocesses otherwise.
+            ValueError: Another plan uses the same data folder, but preprocesses otherwise; or a JSON file is damaged.
+            OSError: A file is missing.
         """
         dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
-        base = Path(nnUNet_preprocessed) / dataset_name
-        plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
+        base, raw = Path(nnUNet_preprocessed) / dataset_name, Path(nnUNet_raw) / dataset_name
+        plans_manager = PlansManager(read_json_object(base / f"{plans_identifier}.json"))
         configuration = plans_manager.get_configuration(configuration_name)
         others = other_plans(base, plans_identifier)
         require_alike(plans_manager.plans, configuration.configuration, others)
-        shared = is_used_by_others(configuration.configuration, others)
-        if shared and _is_up_to_date(base / configuration.data_identifier, dataset_name, plans_manager, configuration):
-            logger.warning("Using the data in %s, preprocessed before.", base / configuration.data_identifier)
-            return
-        super().run(dataset_name_or_id, configuration_name, plans_identifier, num_processes)
+        dataset_json = _dataset_json_of_plan(base, raw)
+        folder = base / configuration.data_identifier
+        data = PreprocessedData(folder, raw, plans_manager, configuration)
+        if is_used_by_others(configuration.configuration, others) and data.is_up_to_date():
+            logger.warning("Using the data in %s, preprocessed before.", folder)
+        else:
+            super().run(dataset_name_or_id, configuration_name, plans_identifier, num_processes)
+        data.keep_record()
+        labels = {case: Path(files["label"]) for case, files in data.cases.items()}
+        renew_copies(outdated_copies(labels, base / "gt_segmentations", dataset_json["file_ending"]))
 
 
 class SwIPEPreprocessor_withSourceFrame(SwIPEPreprocessor):
@@ -108,25 +116,14 @@ def _check_case(data: np.ndarray, seg: np.ndarray | None, plans_manager: PlansMa
         require_declared(seg, declared, "the segmentation")
 
 
-def _is_up_to_date(
-    folder: Path, dataset_name: str, plans_manager: PlansManager, configuration: ConfigurationManager
-) -> bool:
-    """Whether these are the cases, newer than their raw files and dataset.json, of the shape the plan gives."""
-    raw = Path(nnUNet_raw) / dataset_name
-    cases = get_filenames_of_train_images_and_targets(str(raw), load_json(str(raw / "dataset.json")))
-    if not folder.is_dir() or set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) != set(cases):
-        return False
-    for identifier, files in cases.items():
-        stored = [folder / f"{identifier}{ending}" for ending in (".b2nd", "_seg.b2nd", ".pkl")]
-        if not all(f.is_file() for f in stored):
-            return False
-        newest_raw = max(Path(f).stat().st_mtime for f in (*files["images"], files["label"], raw / "dataset.json"))
-        if min(f.stat().st_mtime for f in stored) < newest_raw:
-            return False
-        data, _, _, properties = nnUNetDatasetBlosc2(str(folder), [identifier]).load_case(identifier)
-        spacing = [properties["spacing"][i] for i in plans_manager.transpose_forward]
-        target = [*spacing[: len(spacing) - len(configuration.spacing)], *configuration.spacing]
-        shape = compute_new_shape(properties["shape_after_cropping_and_before_resampling"], spacing, target)
-        if tuple(shape) != tuple(data.shape[1:]):
-            return False
-    return True
+def _dataset_json_of_plan(preprocessed: Path, raw: Path) -> dict[str, Any]:
+    """The dataset.json that planning copied; nnU-Net preprocesses by it, so warn if the raw one differs by now."""
+    copy = read_dataset_json(preprocessed / "dataset.json")
+    if copy != read_dataset_json(raw / "dataset.json"):
+        logger.warning(
+            "%s was changed after planning, and the older copy in %s is used. Plan the dataset again if labels, "
+            "channels or cases changed.",
+            raw / "dataset.json",
+            preprocessed,
+        )
+    return copy

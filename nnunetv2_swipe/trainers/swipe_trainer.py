@@ -10,16 +10,20 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_swipe.config import PLAN_KEY
+from nnunetv2_swipe.files import read_json
+from nnunetv2_swipe.freshness import outdated_copies
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.planners.shared_data import other_plans, require_alike
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
+from nnunetv2_swipe.stored_cases import require_only_cases, stored_cases
 from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit, require_same_network
 from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
@@ -96,10 +100,12 @@ class SwIPETrainer(nnUNetTrainer):
         """As nnU-Net's, with the dataset that knows the source frame.
 
         Raises:
-            ValueError: The preprocessed data are another plan's, too, which preprocesses otherwise.
+            ValueError: The preprocessed data are another plan's, too, which preprocesses otherwise; or another file
+                lies among them.
             RuntimeError: Other folds of the model were trained with another network.
         """
         self._require_own_data()
+        self._warn_of_old_labels()
         self._require_network_of_other_folds()
         super().initialize()
         self.batch_loss = BatchLoss(self.network, self.loss)
@@ -119,6 +125,34 @@ class SwIPETrainer(nnUNetTrainer):
         name = plans["plans_name"]
         if configuration["data_identifier"] not in [f"{name}_{c}" for c in plans["configurations"]]:
             require_alike(plans, configuration, other_plans(Path(self.preprocessed_dataset_folder_base), name))
+
+        require_only_cases(self.preprocessed_dataset_folder)
+
+    def _warn_of_old_labels(self) -> None:
+        """Validation is scored against nnU-Net's copies of the labels, which it renews by their dates alone."""
+        if self.local_rank != 0 or not nnUNet_raw.is_set():
+            return
+        folder, ending = Path(self.preprocessed_dataset_folder_base), self.dataset_json["file_ending"]
+        raw = Path(nnUNet_raw) / self.plans_manager.dataset_name / "labelsTr"
+        labels = {case: raw / f"{case}{ending}" for case in stored_cases(self.preprocessed_dataset_folder)}
+        outdated = outdated_copies(labels, folder / "gt_segmentations", ending)
+        if outdated:
+            copy, label = next(iter(outdated.items()))
+            self.print_to_log_file(
+                f"WARNING: {len(outdated)} label files were changed after nnU-Net copied them; {copy} differs from "
+                f"{label}. Validation will be scored against the old ones. Delete {copy.parent} and preprocess again."
+            )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split. Another fold may be writing the file just now; it is waited for.
+
+        Raises:
+            ValueError: The file stays damaged; the message names it.
+        """
+        splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if self.fold != "all" and splits.is_file():
+            read_json(splits)
+        return super().do_split()
 
     def _require_network_of_other_folds(self) -> None:
         """All folds share the model folder's plan, which each training writes anew."""
