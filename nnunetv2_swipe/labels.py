@@ -41,8 +41,23 @@ def require_consecutive(label_manager: LabelManager) -> None:
 
 
 def require_declared(segmentation: np.ndarray, declared: Sequence[int], subject: str) -> None:
-    """ValueError, beginning with `subject` (a file, say), if a segmentation holds an undeclared label."""
+    """Check the labels of a segmentation.
+
+    Args:
+        segmentation: Of any shape and type.
+        declared: The labels that dataset.json declares.
+        subject: What the message begins with, such as the name of the file.
+
+    Raises:
+        ValueError: The segmentation holds an undeclared label, or a value that is no whole number.
+    """
     undeclared = np.setdiff1d(pd.unique(segmentation.ravel()), declared)  # numpy would sort all voxels
+    broken = undeclared[undeclared != np.round(undeclared)]
+    if len(broken):
+        raise ValueError(
+            f"{subject} holds the value {broken[0]}, which is no whole number, as labels must be. If the segmentation "
+            "was resampled, do it again with nearest-neighbour interpolation; if its numbers were rescaled, round them."
+        )
     if len(undeclared):
         raise ValueError(
             f"{subject} holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: "

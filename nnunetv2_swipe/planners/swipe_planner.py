@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.files import read_json_object
+from nnunetv2_swipe.images.cases import check_dataset
+from nnunetv2_swipe.images.dicom import require_images
 from nnunetv2_swipe.labels import require_consecutive
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
@@ -35,6 +39,7 @@ class SwIPEPlanner(ExperimentPlanner):
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ) -> None:
+        _require_raw_images(maybe_convert_to_dataset_name(dataset_name_or_id))
         if preprocessor_name == STOCK_PREPROCESSOR:
             preprocessor_name = SWIPE_PREPROCESSOR  # the same data, checked, and shared where possible
         super().__init__(
@@ -45,6 +50,15 @@ class SwIPEPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """As nnU-Net's, after a look at the headers of all training cases.
+
+        Raises:
+            ValueError: A file of a case cannot be used; the message names it.
+        """
+        check_dataset(self.dataset, self.determine_reader_writer(), self.dataset_json)
+        return super().plan_experiment()
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Add SwIPE's blocks and shared data folders, then save as nnU-Net does."""
@@ -88,3 +102,11 @@ class SwIPEPlanner(ExperimentPlanner):
             + ('; fewer "n_points" or a smaller crop need less' if needed > target else "")
         )
         return batch_size
+
+
+def _require_raw_images(dataset_name: str) -> None:
+    """ValueError if the dataset's folder of images holds none (DICOM, say), unless dataset.json lists the files."""
+    folder = Path(nnUNet_raw) / dataset_name
+    dataset_json = read_json_object(folder / "dataset.json")
+    if "dataset" not in dataset_json:
+        require_images(folder / "imagesTr", dataset_json["file_ending"])
