@@ -40,6 +40,16 @@ def require_consecutive(label_manager: LabelManager) -> None:
         )
 
 
+def require_writable(label_manager: LabelManager, reader_name: str) -> None:
+    """ValueError if nnU-Net's class that writes label maps writes 8 bits, and the labels need more."""
+    highest = max(declared_labels(label_manager))
+    if reader_name == "SimpleITKIOWithReorient" and highest > 255:
+        raise ValueError(
+            f"dataset.json declares labels up to {highest}, but {reader_name} writes numbers up to 255. Set "
+            '"overwrite_image_reader_writer": "SimpleITKIO" in dataset.json.'
+        )
+
+
 def require_declared(segmentation: np.ndarray, declared: Sequence[int], subject: str) -> None:
     """Check the labels of a segmentation.
 
@@ -51,12 +61,14 @@ def require_declared(segmentation: np.ndarray, declared: Sequence[int], subject:
     Raises:
         ValueError: The segmentation holds an undeclared label, or a value that is no whole number.
     """
-    undeclared = np.setdiff1d(pd.unique(segmentation.ravel()), declared)  # numpy would sort all voxels
+    found = pd.unique(segmentation.ravel())  # numpy would sort all voxels
+    undeclared = np.sort(found[~np.isin(found, declared)])
     broken = undeclared[undeclared != np.round(undeclared)]
     if len(broken):
         raise ValueError(
-            f"{subject} holds the value {broken[0]}, which is no whole number, as labels must be. If the segmentation "
-            "was resampled, do it again with nearest-neighbour interpolation; if its numbers were rescaled, round them."
+            f"{subject} holds the value {broken[0]!s}, which is no whole number, as labels must be. If the "
+            "segmentation was resampled, do it again with nearest-neighbour interpolation; if its numbers were "
+            "rescaled, round them."
         )
     if len(undeclared):
         raise ValueError(

@@ -1,6 +1,5 @@
 """What the header of a TIFF file says."""
 
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tifffile
@@ -31,12 +30,12 @@ def read_tiff_header(file: str) -> TiffHeader:
     try:
         with tifffile.TiffFile(file) as tiff:
             page, shape = tiff.pages[0], tiff.series[0].shape
-            is_whole = _offset_of_next_page(tiff) == 0
+            is_whole = _is_whole(tiff)
     except (tifffile.TiffFileError, ValueError, IndexError) as error:
         raise ValueError(f"{file} cannot be read as an image: {error}.") from error
     stored = sum(page.databytecounts)
     plain = page.compression == 1 and not page.is_tiled and page.bitspersample in (8, 16, 32)
-    if not is_whole or max(page.dataoffsets) + max(page.databytecounts) > Path(file).stat().st_size:
+    if not is_whole:
         raise cut_off(file)
     if plain and stored in (3 * page.nbytes, 4 * page.nbytes):
         raise ValueError(
@@ -49,11 +48,14 @@ def read_tiff_header(file: str) -> TiffHeader:
     return TiffHeader(shape, page.samplesperpixel, note)
 
 
-def _offset_of_next_page(tiff: tifffile.TiffFile) -> int:
-    """Where the page after the last one is said to be; not 0 in a file that is cut off."""
+def _is_whole(tiff: tifffile.TiffFile) -> bool:
+    """Whether the last page that is there says that no other follows, and lies in the file as a whole."""
     stream, form = tiff.filehandle, tiff.tiff
-    stream.seek(tiff.pages[len(tiff.pages) - 1].offset)
+    last = tiff.pages[len(tiff.pages) - 1]
+    stream.seek(last.offset)
     order: Literal["little", "big"] = "little" if tiff.byteorder == "<" else "big"
     entries = int.from_bytes(stream.read(form.tagnosize), order)
     stream.seek(entries * form.tagsize, 1)
-    return int.from_bytes(stream.read(form.offsetsize), order)
+    next_page = int.from_bytes(stream.read(form.offsetsize), order)
+    end = max(map(sum, zip(last.dataoffsets, last.databytecounts, strict=True)))
+    return next_page == 0 and end <= stream.size

@@ -11,7 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
-from nnunetv2_swipe.labels import require_consecutive
+from nnunetv2_swipe.labels import require_consecutive, require_writable
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.self_configuration import check_configuration, derive_config
 
@@ -97,6 +97,7 @@ def with_swipe_block(
     manager = PlansManager(plan)
     labels = manager.get_label_manager(dataset_json)
     require_consecutive(labels)
+    require_writable(labels, manager.plans["image_reader_writer"])
     configured = manager.get_configuration(configuration).configuration
     block = configured.get(PLAN_KEY)
     if block is None:

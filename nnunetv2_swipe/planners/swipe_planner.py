@@ -16,7 +16,7 @@ from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.files import read_json_object
 from nnunetv2_swipe.images.cases import check_dataset
 from nnunetv2_swipe.images.dicom import require_images
-from nnunetv2_swipe.labels import require_consecutive
+from nnunetv2_swipe.labels import require_consecutive, require_writable
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
 from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, derive_block
@@ -52,12 +52,16 @@ class SwIPEPlanner(ExperimentPlanner):
         )
 
     def plan_experiment(self) -> dict[str, Any]:
-        """As nnU-Net's, after a look at the headers of all training cases.
+        """As nnU-Net's, after a look at the labels that are declared and at the headers of all training cases.
 
         Raises:
-            ValueError: A file of a case cannot be used; the message names it.
+            ValueError: The declared labels or a file of a case cannot be used; the message names what is wrong.
         """
-        check_dataset(self.dataset, self.determine_reader_writer(), self.dataset_json)
+        labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        reader = self.determine_reader_writer()
+        require_consecutive(labels)
+        require_writable(labels, reader.__name__)
+        check_dataset(self.dataset, reader, self.dataset_json)
         return super().plan_experiment()
 
     def save_plans(self, plans: dict[str, Any]) -> None:
@@ -65,7 +69,6 @@ class SwIPEPlanner(ExperimentPlanner):
         recursive_fix_for_json_export(plans)
         planned = json.loads(json.dumps(plans))  # lists for tuples: compares equal to a plan read from its file
         labels: LabelManager = PlansManager(planned).get_label_manager(self.dataset_json)
-        require_consecutive(labels)
         folder = Path(nnUNet_preprocessed) / self.dataset_name
         statistics = label_statistics(
             {case: files["label"] for case, files in self.dataset.items()},
