@@ -40,9 +40,36 @@ def require_consecutive(label_manager: LabelManager) -> None:
         )
 
 
+def require_writable(label_manager: LabelManager, reader_name: str) -> None:
+    """ValueError if nnU-Net's class that writes label maps writes 8 bits, and the labels need more."""
+    highest = max(declared_labels(label_manager))
+    if reader_name == "SimpleITKIOWithReorient" and highest > 255:
+        raise ValueError(
+            f"dataset.json declares labels up to {highest}, but {reader_name} writes numbers up to 255. Set "
+            '"overwrite_image_reader_writer": "SimpleITKIO" in dataset.json.'
+        )
+
+
 def require_declared(segmentation: np.ndarray, declared: Sequence[int], subject: str) -> None:
-    """ValueError, beginning with `subject` (a file, say), if a segmentation holds an undeclared label."""
-    undeclared = np.setdiff1d(pd.unique(segmentation.ravel()), declared)  # numpy would sort all voxels
+    """Check the labels of a segmentation.
+
+    Args:
+        segmentation: Of any shape and type.
+        declared: The labels that dataset.json declares.
+        subject: What the message begins with, such as the name of the file.
+
+    Raises:
+        ValueError: The segmentation holds an undeclared label, or a value that is no whole number.
+    """
+    found = pd.unique(segmentation.ravel())  # numpy would sort all voxels
+    undeclared = np.sort(found[~np.isin(found, declared)])
+    broken = undeclared[undeclared != np.round(undeclared)]
+    if len(broken):
+        raise ValueError(
+            f"{subject} holds the value {broken[0]!s}, which is no whole number, as labels must be. If the "
+            "segmentation was resampled, do it again with nearest-neighbour interpolation; if its numbers were "
+            "rescaled, round them."
+        )
     if len(undeclared):
         raise ValueError(
             f"{subject} holds the label {undeclared[0]:g}, which dataset.json does not declare (declared: "

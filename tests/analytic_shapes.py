@@ -54,8 +54,8 @@ def write_ellipsoid(file, direction, spacing):
     sitk.WriteImage(filled, str(file))
 
 
-def preprocessed(file, transpose):
-    """What nnU-Net's preprocessor makes of it, on a grid of its own, intensities as they are."""
+def any_plan(transpose=(0, 1, 2), *, spacing=(1.1, 0.9, 1.0), reader="SimpleITKIO", channels=("any",)):
+    """A plan that resamples and leaves intensities as they are, its configuration, and a dataset.json of one class."""
     resampling = {
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": False},
@@ -68,23 +68,33 @@ def preprocessed(file, transpose):
             "plans_name": "any",
             "transpose_forward": list(transpose),
             "transpose_backward": np.argsort(transpose).tolist(),
-            "image_reader_writer": "SimpleITKIO",
+            "image_reader_writer": reader,
             "label_manager": "LabelManager",
-            "foreground_intensity_properties_per_channel": {"0": {}},
+            "foreground_intensity_properties_per_channel": {str(i): {} for i in range(len(channels))},
             "configurations": {
                 "3d_fullres": {
-                    "spacing": [1.1, 0.9, 1.0],
+                    "preprocessor_name": "SwIPEPreprocessor",
+                    "spacing": list(spacing),
                     "patch_size": [16, 16, 16],
                     "architecture": {"network_class_name": "any", "arch_kwargs": {}, "_kw_requires_import": []},
-                    "normalization_schemes": ["NoNormalization"],
-                    "use_mask_for_norm": [False],
+                    "normalization_schemes": ["NoNormalization"] * len(channels),
+                    "use_mask_for_norm": [False] * len(channels),
                     **resampling,
                 }
             },
         }
     )
-    dataset = {"channel_names": {"0": "any"}, "labels": {"background": 0, "ellipsoid": 1}, "file_ending": ".nii.gz"}
-    configuration = plans.get_configuration("3d_fullres")
+    dataset = {
+        "channel_names": {str(i): name for i, name in enumerate(channels)},
+        "labels": {"background": 0, "ellipsoid": 1},
+        "file_ending": ".nii.gz",
+    }
+    return plans, plans.get_configuration("3d_fullres"), dataset
+
+
+def preprocessed(file, transpose=(0, 1, 2), **options):
+    """What nnU-Net's preprocessor makes of it, on a grid of its own, intensities as they are."""
+    plans, configuration, dataset = any_plan(transpose, **options)
     data, _, properties = DefaultPreprocessor(verbose=False).run_case([str(file)], None, plans, configuration, dataset)
     predictor = SimpleNamespace(
         plans_manager=plans,

@@ -9,6 +9,7 @@ import torch
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_swipe.images.dicom import require_images
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
 
@@ -75,8 +76,7 @@ def make_predictor(arguments: argparse.Namespace) -> SwIPEPredictor:
     )
     predictor.initialize_from_trained_model_folder(str(model), arguments.f, arguments.chk)
     ending = predictor.dataset_json["file_ending"]
-    if not any(Path(arguments.i).glob(f"*{ending}")):
-        raise ValueError(f"The input folder {arguments.i} holds no images that end in {ending}.")
+    require_images(Path(arguments.i), ending)
     if predictor.configuration_manager.previous_stage_name and arguments.prev_stage_predictions is None:
         raise ValueError("The second stage of a cascade needs -prev_stage_predictions, the folder of its labels.")
     return predictor

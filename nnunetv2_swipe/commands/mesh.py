@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
+from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.inference.surfaces import Mesh
 
 FORMATS = ("stl", "ply", "vtp", "obj")
@@ -37,10 +38,13 @@ def write_meshes(arguments: argparse.Namespace) -> None:
         raise ValueError("Writing surfaces needs PyVista: pip install 'nnunetv2-swipe[mesh]'")
     names = arguments.classes or list(predictor.channels)
     cases = predictor.cases(arguments.i, arguments.prev_stage_predictions)
+    reader = predictor.plans_manager.image_reader_writer_class
+    for files, _ in cases.values():  # before the first case is predicted
+        header = read_header(files[0], reader)
+        if header is not None and min(header.shape) == 1:
+            raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
     for case, (files, previous) in tqdm(cases.items(), unit="case", disable=arguments.disable_progress_bar):
         image = predictor.encode(files, previous)
-        if min(image.grid.shape) == 1:
-            raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
         for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
             safe_name = re.sub(r"[/\\]", "_", name)
             file = Path(arguments.o) / f"{case}_{safe_name}.{arguments.format}"

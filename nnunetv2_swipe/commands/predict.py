@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
+from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
 from nnunetv2_swipe.inference.output_grid import OutputGrid
@@ -70,6 +71,7 @@ def _grid_as_read(file: str, predictor: SwIPEPredictor) -> Grid:
     if not Path(file).is_file():
         raise ValueError(f"The image {file} does not exist.")
     reader = predictor.plans_manager.image_reader_writer_class()
+    read_header(file, type(reader))  # what cannot be read is named
     # a TIFF's spacing is in a file named after the case; a label map, which is named after it, too, may end in digits
     is_label = Path(file).with_suffix(".json").is_file()
     is_channel = not is_label and re.search(r"_\d{4}\.", Path(file).name)

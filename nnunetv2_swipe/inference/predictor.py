@@ -17,11 +17,12 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
+from nnunetv2_swipe.images.cases import channel_names, check_case, log_notes
+from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.inference.case_files import CaseFiles, remove_unfinished
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
-from nnunetv2_swipe.inference.image_headers import grid_of_file, n_channels
 from nnunetv2_swipe.inference.memory import require_memory, spare_memory
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.tiles import swipe_network
@@ -195,25 +196,22 @@ class SwIPEPredictor(nnUNetPredictor):
         return all((output.parent / file).is_file() for file in files)
 
     def _check_case(self, files: Sequence[str], previous_stage: str | None) -> None:
-        names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
-        found = n_channels(files)
-        if found not in (None, len(names)):
-            raise ValueError(
-                f"{', '.join(files)}: found {found} of the {len(names)} channels ({', '.join(names)}). Is the file of "
-                "a channel missing?"
-            )
-        if self.configuration_manager.previous_stage_name is None:
-            return
-        if previous_stage is None or not Path(previous_stage).is_file():
+        """ValueError if the headers of a case's files show that it cannot be predicted."""
+        is_second_stage = self.configuration_manager.previous_stage_name is not None
+        if is_second_stage and (previous_stage is None or not Path(previous_stage).is_file()):
             raise ValueError(f"{files[0]}: the previous stage's label map {previous_stage or ''} is missing.")
+        reader = self.plans_manager.image_reader_writer_class
+        label = previous_stage if is_second_stage else None
+        log_notes(check_case(files, reader, channel_names(self.dataset_json), label))
 
     def _check_outputs(self, images: Sequence[list[str]], folder: Path, *, save_probabilities: bool) -> None:
         """ValueError if the largest output does not fit on the disk or in memory, or cannot be decoded on its grid."""
         n_voxels = 0
         for files in images:
-            image = grid_of_file(files[0])
-            if image is None:
+            header = read_header(files[0], self.plans_manager.image_reader_writer_class)
+            if header is None:
                 continue
+            image = header.grid
             grid = self.output_grid.of(image)
             n_voxels = max(n_voxels, math.prod(grid.shape))
             if self.uncertainties and not grid.is_parallel_to(image):

@@ -13,6 +13,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from nnunetv2_swipe.files import digest, keep_json, read_json_object
+from nnunetv2_swipe.images.content import check_content
+from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.labels import as_tuple, declared_labels, require_declared
 
 STATISTICS_FILE = "dataset_label_statistics.json"
@@ -53,9 +55,12 @@ def _measure_case(
     """Measure every structure present in one label file.
 
     Raises:
-        ValueError: The file holds a label that dataset.json does not declare.
+        ValueError: The file cannot be read, is damaged, or holds a label that dataset.json does not declare.
     """
-    segmentation, _ = recursive_find_reader_writer_by_name(reader_name)().read_seg(file)
+    reader = recursive_find_reader_writer_by_name(reader_name)
+    read_header(file, reader, is_label=True)
+    check_content(file)
+    segmentation, _ = reader().read_seg(file)
     segmentation = segmentation[0]
     require_declared(segmentation, allowed, file)
     measured = {}

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.dataset_json import require_dataset_json
 from nnunetv2_swipe.files import read_json_object
-from nnunetv2_swipe.labels import require_consecutive
+from nnunetv2_swipe.labels import require_consecutive, require_writable
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.self_configuration import check_configuration, derive_config
 from nnunetv2_swipe.stored_cases import read_properties, stored_cases
@@ -100,6 +100,7 @@ def with_swipe_block(
     require_dataset_json(dataset_json, Path(nnUNet_preprocessed) / manager.dataset_name / "dataset.json")
     labels = manager.get_label_manager(dataset_json)
     require_consecutive(labels)
+    require_writable(labels, manager.plans["image_reader_writer"])
     configured = manager.get_configuration(configuration).configuration
     block = configured.get(PLAN_KEY)
     if block is None:

@@ -17,7 +17,9 @@ from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.dataset_json import read_dataset_json
 from nnunetv2_swipe.files import read_json_object, write_json
 from nnunetv2_swipe.freshness import changed_since, raw_files
-from nnunetv2_swipe.labels import require_consecutive
+from nnunetv2_swipe.images.cases import check_dataset
+from nnunetv2_swipe.images.dicom import require_images
+from nnunetv2_swipe.labels import require_consecutive, require_writable
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
 from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, derive_block
@@ -50,7 +52,7 @@ class SwIPEPlanner(ExperimentPlanner):
         if preprocessor_name == STOCK_PREPROCESSOR:
             preprocessor_name = SWIPE_PREPROCESSOR  # the same data, checked, and shared where possible
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
-        read_dataset_json(Path(nnUNet_raw) / name / "dataset.json")  # nnU-Net names neither file nor key
+        _require_raw_images(Path(nnUNet_raw) / name)
         fingerprint = Path(nnUNet_preprocessed) / name / FINGERPRINT_FILE
         if fingerprint.is_file():
             read_json_object(fingerprint)
@@ -63,6 +65,19 @@ class SwIPEPlanner(ExperimentPlanner):
             suppress_transpose,
         )
 
+    def plan_experiment(self) -> dict[str, Any]:
+        """As nnU-Net's, after a look at the labels that are declared and at the headers of all training cases.
+
+        Raises:
+            ValueError: The declared labels or a file of a case cannot be used; the message names what is wrong.
+        """
+        labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        reader = self.determine_reader_writer()
+        require_consecutive(labels)
+        require_writable(labels, reader.__name__)
+        check_dataset(self.dataset, reader, self.dataset_json)
+        return super().plan_experiment()
+
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Add SwIPE's blocks and shared data folders, then save the plan.
 
@@ -73,7 +88,6 @@ class SwIPEPlanner(ExperimentPlanner):
         recursive_fix_for_json_export(plans)
         planned = json.loads(json.dumps(plans))  # lists for tuples: compares equal to a plan read from its file
         labels: LabelManager = PlansManager(planned).get_label_manager(self.dataset_json)
-        require_consecutive(labels)
         folder = Path(nnUNet_preprocessed) / self.dataset_name
         statistics = label_statistics(
             {case: files["label"] for case, files in self.dataset.items()},
@@ -131,3 +145,10 @@ class SwIPEPlanner(ExperimentPlanner):
             + ('; fewer "n_points" or a smaller crop need less' if needed > target else "")
         )
         return batch_size
+
+
+def _require_raw_images(folder: Path) -> None:
+    """ValueError if a raw dataset's dataset.json, which nnU-Net reads without naming it, or its images are no such."""
+    dataset_json = read_dataset_json(folder / "dataset.json")
+    if "dataset" not in dataset_json:  # else dataset.json lists the files
+        require_images(folder / "imagesTr", dataset_json["file_ending"])

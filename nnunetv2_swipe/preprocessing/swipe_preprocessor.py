@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_swipe.dataset_json import read_dataset_json
 from nnunetv2_swipe.files import read_json_object
 from nnunetv2_swipe.freshness import outdated_copies, renew_copies
+from nnunetv2_swipe.images.cases import channel_names, check_files
 from nnunetv2_swipe.labels import declared_labels, require_declared
 from nnunetv2_swipe.network.coordinates import with_source_channels
 from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans, require_alike
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 class SwIPEPreprocessor(DefaultPreprocessor):
     """nnU-Net's default preprocessor, which it equals in the data it stores for training.
 
-    - Bad input stops with an error that names the case: NaN or infinite intensities, undeclared labels.
+    - Bad input stops with an error that names the case: files that are cut off, damaged or do not fit together, NaN or
+      infinite intensities, undeclared labels.
     - Training data that another plan uses as well, complete and up to date, are kept.
     """
 
@@ -36,12 +38,20 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: dict | str,
     ) -> tuple[np.ndarray, np.ndarray, dict]:
-        """As nnU-Net's; errors name the files."""
+        """As nnU-Net's, of files that are checked before.
+
+        Raises:
+            ValueError: A file cannot be read, is damaged, does not fit the others, or holds values that cannot be
+                used. The message names it.
+        """
+        dataset_json = read_json_object(dataset_json) if isinstance(dataset_json, str) else dataset_json
+        reader = plans_manager.image_reader_writer_class
+        check_files(image_files, reader, channel_names(dataset_json), seg_file)
         try:
             return super().run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
-        except ValueError as e:
+        except (ValueError, OSError, RuntimeError, AssertionError) as e:  # nnU-Net's readers raise any of them
             files = image_files if seg_file is None else [*image_files, seg_file]
-            raise ValueError(f"Case {', '.join(files)}: {e}") from e
+            raise ValueError(f"Case {', '.join(files)}: {str(e) or type(e).__name__}") from e
 
     def run_case_npy(
         self,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from nnunetv2_swipe.images.content import check_content
 from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
 from nnunetv2_swipe.inference.geometry import Grid, box_around, grid_of_image
@@ -56,8 +57,11 @@ def read_case(case: Case, reader: BaseReaderWriter, ignore_label: int | None) ->
     """Read the image and label maps of a case.
 
     Raises:
-        ValueError: They are not on one grid.
+        ValueError: They are damaged, or not on one grid.
     """
+    for volume in (*case.images, case.prediction, case.truth):
+        if volume is not None:
+            check_content(str(volume))
     image, properties = reader.read_images(list(map(str, case.images)))
     prediction = reader.read_seg(str(case.prediction))[0][0]
     truth = None if case.truth is None else reader.read_seg(str(case.truth))[0][0]

@@ -18,6 +18,7 @@ from torch import nn
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.files import read_json
 from nnunetv2_swipe.freshness import outdated_copies
+from nnunetv2_swipe.images.cases import require_three_axes
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.planners.shared_data import other_plans, require_alike
@@ -100,14 +101,15 @@ class SwIPETrainer(nnUNetTrainer):
         """As nnU-Net's, with the dataset that knows the source frame.
 
         Raises:
-            ValueError: The preprocessed data are another plan's, too, which preprocesses otherwise; or another file
-                lies among them.
+            ValueError: The preprocessed data are another plan's, too, which preprocesses otherwise; another file lies
+                among them; or they are of images with four axes.
             RuntimeError: Other folds of the model were trained with another network.
         """
         self._require_own_data()
         self._warn_of_old_labels()
         self._require_network_of_other_folds()
         super().initialize()
+        self._require_three_axes()
         self.batch_loss = BatchLoss(self.network, self.loss)
         if self.config.source_coordinates:
             self.dataset_class = DATASETS_WITH_SOURCE_FRAME[self.dataset_class]
@@ -125,7 +127,6 @@ class SwIPETrainer(nnUNetTrainer):
         name = plans["plans_name"]
         if configuration["data_identifier"] not in [f"{name}_{c}" for c in plans["configurations"]]:
             require_alike(plans, configuration, other_plans(Path(self.preprocessed_dataset_folder_base), name))
-
         require_only_cases(self.preprocessed_dataset_folder)
 
     def _warn_of_old_labels(self) -> None:
@@ -153,6 +154,12 @@ class SwIPETrainer(nnUNetTrainer):
         if self.fold != "all" and splits.is_file():
             read_json(splits)
         return super().do_split()
+
+    def _require_three_axes(self) -> None:
+        """Of images with four axes nnU-Net's final validation can write nothing; the first case tells of all."""
+        folder = self.preprocessed_dataset_folder
+        case = min(self.dataset_class.get_identifiers(folder))
+        require_three_axes(self.dataset_class(folder, [case]).load_case(case)[-1], case)
 
     def _require_network_of_other_folds(self) -> None:
         """All folds share the model folder's plan, which each training writes anew."""
