@@ -11,13 +11,15 @@ from nnunetv2_swipe.planners.plan_block import data_preprocessor
 Plans = Mapping[str, Mapping[str, Any]]
 """Plans of a dataset by the name of their files, without ending."""
 
-_PREPROCESSING_KEYS = (
+PREPROCESSING_KEYS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg",
     "resampling_fn_data_kwargs", "resampling_fn_seg_kwargs",
 )  # fmt: skip
-_PREPROCESSING_KEYS_OF_PLAN = (
+"""Keys of a configuration that say how images are preprocessed, besides the preprocessor's name."""
+PREPROCESSING_KEYS_OF_PLAN = (
     "transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel",
 )  # fmt: skip
+"""Keys of the plan itself that say how images are preprocessed."""
 
 
 def other_plans(folder: Path, plans_name: str) -> dict[str, dict[str, Any]]:
@@ -76,8 +78,8 @@ def _unlike(plans: Mapping[str, Any], own: Mapping[str, Any], identifier: str, o
         alike = (
             "preprocessor_name" in used
             and data_preprocessor(used) == data_preprocessor(own)
-            and all(used.get(k) == own.get(k) for k in _PREPROCESSING_KEYS)
-            and all(others[name].get(k) == plans.get(k) for k in _PREPROCESSING_KEYS_OF_PLAN)
+            and all(used.get(k) == own.get(k) for k in PREPROCESSING_KEYS)
+            and all(others[name].get(k) == plans.get(k) for k in PREPROCESSING_KEYS_OF_PLAN)
         )
         if not alike:
             return name

@@ -17,6 +17,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnunetv2_swipe.labels import declared_labels, require_declared
 from nnunetv2_swipe.network.coordinates import with_source_channels
 from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans, require_alike
+from nnunetv2_swipe.preprocessing.datasets import PlainDatasetBlosc2
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def _is_up_to_date(
         newest_raw = max(Path(f).stat().st_mtime for f in (*files["images"], files["label"], raw / "dataset.json"))
         if min(f.stat().st_mtime for f in stored) < newest_raw:
             return False
-        data, _, _, properties = nnUNetDatasetBlosc2(str(folder), [identifier]).load_case(identifier)
+        data, _, _, properties = PlainDatasetBlosc2(str(folder), [identifier]).load_case(identifier)
         spacing = [properties["spacing"][i] for i in plans_manager.transpose_forward]
         target = [*spacing[: len(spacing) - len(configuration.spacing)], *configuration.spacing]
         shape = compute_new_shape(properties["shape_after_cropping_and_before_resampling"], spacing, target)
