@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import shutil
 import signal
 from pathlib import Path
@@ -77,12 +76,13 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(model):
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named_and_the_one_before_stays(model):
+    resource = pytest.importorskip("resource")
     file = model / "fold_0" / FINAL
     trainer = trainer_of()
     trainer.initialize()
     before = file.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # as much as the disk has room for
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as much as the disk has room for
     try:
         with pytest.raises((RuntimeError, OSError), match=rf"{FINAL} cannot be written"):
             trainer.save_checkpoint(str(file))
@@ -151,6 +151,16 @@ def test_what_is_no_checkpoint_is_named(model, content, message):
     else:
         torch.save(content, file)
     with pytest.raises(RuntimeError, match=rf"fold_1/{FINAL} {message}"):
+        load(model)
+
+
+def test_a_flipped_bit_is_noticed(model):
+    """PyTorch reads such a file."""
+    file = model / "fold_1" / FINAL
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"fold_1/{FINAL} cannot be read \(the checksum of its part"):
         load(model)
 
 
@@ -224,12 +234,12 @@ def test_the_order_of_regions_counts_but_that_of_classes_does_not(model):
     arguments = read_checkpoint(model / "fold_0" / FINAL)["init_args"]
     plans, dataset = arguments["plans"], arguments["dataset_json"]
     turned = dict(reversed(dataset["labels"].items()))
-    require_same_plan(arguments, plans, dataset | {"labels": turned}, "It")
+    require_same_plan(arguments, plans, dataset | {"labels": turned}, model, "It")
     regions = {"background": 0, "whole": [1, 2], "part": [2]}
     trained = arguments | {"dataset_json": dataset | {"labels": regions}}
     turned = dict(reversed(regions.items()))
     with pytest.raises(RuntimeError, match="It was trained with 'labels'"):
-        require_same_plan(trained, plans, dataset | {"labels": turned}, "It")
+        require_same_plan(trained, plans, dataset | {"labels": turned}, model, "It")
 
 
 def test_a_value_that_is_no_number_is_no_edit(model):
@@ -238,7 +248,7 @@ def test_a_value_that_is_no_number_is_no_edit(model):
     arguments["plans"]["foreground_intensity_properties_per_channel"]["0"]["mean"] = float("nan")
     again = read_checkpoint(model / "fold_0" / FINAL)["init_args"]
     again["plans"]["foreground_intensity_properties_per_channel"]["0"]["mean"] = float("nan")
-    require_same_plan(arguments, again["plans"], again["dataset_json"], "It")
+    require_same_plan(arguments, again["plans"], again["dataset_json"], model, "It")
 
 
 def test_a_fold_of_another_plan_or_trainer_is_named(model):

@@ -55,8 +55,8 @@ def write_report(arguments: argparse.Namespace) -> None:
     if model:
         predictor_of = _predictors(model, folds, arguments)
         predictor = predictor_of(cases[0])
-        checkpoints = {f: read_checkpoint(model / f"fold_{f}" / arguments.chk, trust=arguments.trust) for f in folds}
-        logged = {fold: checkpoint.get("logging", {}) for fold, checkpoint in checkpoints.items()}
+        files = {fold: model / f"fold_{fold}" / arguments.chk for fold in folds}
+        logged = {f: read_checkpoint(file, trust=arguments.trust).get("logging", {}) for f, file in files.items()}
         description = describe_model(predictor, logged, structures, cases)
         if predictor.configuration_manager.previous_stage_name:
             predictor_of = None

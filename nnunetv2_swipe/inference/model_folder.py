@@ -54,7 +54,7 @@ def read_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str, *
     for file, checkpoint in checkpoints.items():
         if _origin(checkpoint) != _origin(first):
             raise ValueError(f"{file} is of {_origin(checkpoint)}, but {first_file} of {_origin(first)}.")
-        require_same_plan(checkpoint["init_args"], plans, dataset_json, f"The checkpoint {file}")
+        require_same_plan(checkpoint["init_args"], plans, dataset_json, folder, f"The checkpoint {file}")
     manager = PlansManager(plans)
     configuration = manager.get_configuration(first["init_args"]["configuration"])
     require_known_names(plans, configuration.configuration, folder / "plans.json", trust=trust)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.files import remove_unfinished, replaced
 from nnunetv2_swipe.planners.plan_block import read_block
 from nnunetv2_swipe.planners.shared_data import PREPROCESSING_KEYS, PREPROCESSING_KEYS_OF_PLAN
@@ -46,6 +47,7 @@ def read_checkpoint(filename: str | Path, *, trust: bool = False) -> dict[str, A
         RuntimeError: It holds more than tensors, plain Python and numbers of NumPy. Nothing of it was run.
     """
     try:
+        _require_intact(filename)
         with torch.serialization.safe_globals(CHECKPOINT_GLOBALS):
             checkpoint = torch.load(filename, map_location="cpu", weights_only=not trust)
     except (OSError, MemoryError, ImportError):  # no fault of the file
@@ -147,7 +149,11 @@ def require_fit(checkpoint: Mapping[str, Any], network: nn.Module, filename: str
 
 
 def require_same_plan(
-    trained: Mapping[str, Any], plans: Mapping[str, Any], dataset_json: Mapping[str, Any], subject: str
+    trained: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+    folder: str | Path,
+    subject: str,
 ) -> None:
     """Compare the plan that something was trained with to a plan as it is now.
 
@@ -157,47 +163,40 @@ def require_same_plan(
         trained: A checkpoint's "init_args": "plans", "configuration" and "dataset_json" of the training.
         plans: nnU-Net's plan now, with SwIPE's block.
         dataset_json: dataset.json now.
+        folder: Where the plan and dataset.json are; for the message.
         subject: What was trained; the message begins with it.
 
     Raises:
         RuntimeError: The network, the preprocessing, or channels and labels are others; the key is named.
         ValueError: The plan now is not valid.
     """
-    name = trained["configuration"]
-    then, now = (PlansManager(dict(p)).get_configuration(name) for p in (trained["plans"], plans))
-    require_same_network(trained["plans"], name, read_block(now), subject)
+    then, now = (PlansManager(dict(p)).get_configuration(trained["configuration"]) for p in (trained["plans"], plans))
+    block, config = then.configuration.get(PLAN_KEY, {}), read_block(now)
+    key = config.differs_from(block)
     pairs: list[tuple[str, str, Any, Any]] = [
+        *([] if key is None else [(f"the {PLAN_KEY!r} block of the plan", key, block[key], config.to_dict()[key])]),
         *(("the plan", key, then.configuration.get(key), now.configuration.get(key)) for key in _KEYS),
         *(("the plan", key, trained["plans"].get(key), plans.get(key)) for key in _KEYS_OF_PLAN),
         *(("dataset.json", key, trained["dataset_json"].get(key), dataset_json.get(key)) for key in _KEYS_OF_DATASET),
         ("dataset.json", "labels", _order_of_regions(trained["dataset_json"]), _order_of_regions(dataset_json)),
     ]
-    for place, key, before, after in pairs:
-        difference = _first_difference(key, before, after)
-        if difference is not None:
-            path, old, new = difference
-            raise RuntimeError(
-                f"{subject} was trained with {path!r} {old!r} in {place}, which now says {new!r}. Set it back, or "
-                "delete what was trained and begin anew."
-            )
-
-
-def require_same_network(plans: Mapping[str, Any], configuration: str, config: SwIPEConfig, subject: str) -> None:
-    """RuntimeError if a plan that something was trained with is of another network than the settings now.
-
-    Args:
-        plans: nnU-Net's plan with SwIPE's block.
-        configuration: Name of the configuration.
-        config: The settings now.
-        subject: What was trained; the message begins with it.
-    """
-    block = PlansManager(dict(plans)).get_configuration(configuration).configuration.get(PLAN_KEY, {})
-    key = config.differs_from(block)
-    if key is not None:
+    differences = (_first_difference(place, path, old, new) for place, path, old, new in pairs)
+    found = next((difference for difference in differences if difference is not None), None)
+    if found is not None:
+        place, path, old, new = found
         raise RuntimeError(
-            f"{subject} was trained with {key!r} {block[key]} in the {PLAN_KEY!r} block of the plan, which now says "
-            f"{config.to_dict()[key]}. Set it back, or delete what was trained and begin anew."
+            f"{subject} was trained with {path!r} {old!r} in {place}, which in {folder} now says {new!r}. Set it back, "
+            "or delete what was trained and begin anew."
         )
+
+
+def _require_intact(filename: str | Path) -> None:
+    """BadZipFile if a part of a checkpoint has another checksum than it was written with; PyTorch does not look."""
+    if zipfile.is_zipfile(filename):
+        with zipfile.ZipFile(filename) as archive:
+            part = archive.testzip()
+        if part is not None:
+            raise zipfile.BadZipFile(f"the checksum of its part {part} is wrong")
 
 
 def _missing(checkpoint: object) -> str | None:
@@ -210,13 +209,13 @@ def _missing(checkpoint: object) -> str | None:
     return next((key for key in keys if key not in held), None)
 
 
-def _first_difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any] | None:  # noqa: ANN401
-    """The keys to the first value that differs, joined by dots, and both values; None if all are equal."""
+def _first_difference(place: str, path: str, old: Any, new: Any) -> tuple[str, str, Any, Any] | None:  # noqa: ANN401
+    """Place, keys to the first value that differs (joined by dots) and both values; None if all are equal."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = (_first_difference(f"{path}.{key}", old.get(key), new.get(key)) for key in [*old, *new])
+        found = (_first_difference(place, f"{path}.{key}", old.get(key), new.get(key)) for key in [*old, *new])
         return next((difference for difference in found if difference is not None), None)
-    alike = old == new or json.dumps(old) == json.dumps(new)  # NaN is equal to nothing
-    return None if alike else (path, old, new)
+    alike = old == new or json.dumps(old, default=repr) == json.dumps(new, default=repr)  # NaN is equal to nothing
+    return None if alike else (place, path, old, new)
 
 
 def _order_of_regions(dataset_json: Mapping[str, Any]) -> list[str] | None:
@@ -226,7 +225,7 @@ def _order_of_regions(dataset_json: Mapping[str, Any]) -> list[str] | None:
 
 
 def _in_short(error: Exception) -> str:
-    """What an error says, on one line; PyTorch's errors of pickles go on with advice that does not help here."""
+    """The first sentence of an error; PyTorch's go on with advice that does not help here."""
     if isinstance(error, pickle.UnpicklingError):
         return "its pickle is damaged"
-    return str(error).partition("\n")[0] or type(error).__name__
+    return re.split(r"\.\s|\n", str(error))[0] or type(error).__name__

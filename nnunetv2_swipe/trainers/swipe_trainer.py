@@ -140,8 +140,11 @@ class SwIPETrainer(nnUNetTrainer):
             return
         with suppress(DamagedCheckpointError):  # training and prediction with that fold say so
             file, checkpoint, _ = read_first_whole(others, trust=is_trusted_by_environment())
-            subject = str(Path(file).parent)
-            require_same_plan(checkpoint["init_args"], self.plans_manager.plans, self.dataset_json, subject)
+            self._require_same_plan(checkpoint, f"{Path(file).parent}")
+
+    def _require_same_plan(self, checkpoint: Mapping[str, Any], subject: str) -> None:
+        folder = self.preprocessed_dataset_folder_base
+        require_same_plan(checkpoint["init_args"], self.plans_manager.plans, self.dataset_json, folder, subject)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing to set: SwIPE has no deep supervision."""
@@ -318,10 +321,9 @@ class SwIPETrainer(nnUNetTrainer):
             self.print_to_log_file(f"WARNING: {error}")
         if damaged:
             self.print_to_log_file(f"SwIPE: going on from {file}, after epoch {checkpoint['current_epoch'] - 1}.")
-        trained = checkpoint["init_args"]
-        require_same_plan(trained, self.plans_manager.plans, self.dataset_json, f"The checkpoint {file}")
+        self._require_same_plan(checkpoint, f"The checkpoint {file}")
         if not self.was_initialized:
-            self._resume_length(trained)
+            self._resume_length(checkpoint["init_args"])
             self.initialize()
         require_fit(checkpoint, self.network, file)
         super().load_checkpoint(file)  # reads it once more, which runs nothing: it was found to be plain data
