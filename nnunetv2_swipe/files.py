@@ -1,5 +1,6 @@
 """Files that are read with an error that names them, and written so that they are whole or not there at all."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -82,7 +83,7 @@ def replaced(file: str | Path) -> Iterator[Path]:
     """
     file = Path(file)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".unfinished_{file.name}_", dir=file.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_unfinished_prefix(file), dir=file.parent))
     except OSError as error:
         raise type(error)(error.errno, f"{file} cannot be written: {error.strerror}") from error
     unfinished = folder / file.name
@@ -94,6 +95,17 @@ def replaced(file: str | Path) -> Iterator[Path]:
         raise type(error)(error.errno, f"{file} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unfinished(file: str | Path) -> None:
+    """Remove what `replaced` left beside a file if its process was killed. No other process may be writing the file."""
+    file = Path(file)
+    for folder in file.parent.glob(f"{glob.escape(_unfinished_prefix(file))}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unfinished_prefix(file: Path) -> str:
+    return f".unfinished_{file.name}_"
 
 
 def flush_to_disk(file: Path) -> None:

@@ -1,14 +1,14 @@
 """Cases in a folder of nnU-Net's preprocessed data, as they lie on the disk."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import blosc2
 
+from nnunetv2_swipe.trust import read_pickle
+
 _ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")
 _SUFFIXES = (".b2nd", ".pkl", ".npz", ".npy")
-_GLOBALS_OF_ARRAYS = ("_reconstruct", "_frombuffer", "scalar", "ndarray", "dtype")
 
 
 def visible_files(folder: str | Path) -> list[Path]:
@@ -37,17 +37,11 @@ def files_of_stored_case(folder: Path, case: str) -> list[Path]:
 def read_properties(file: Path) -> dict[str, Any]:
     """Read the properties of a preprocessed case: spacing in mm, shapes, places of the classes.
 
-    They are plain values and NumPy arrays. Nothing else is made from the file, so that it cannot run code.
-
     Raises:
         ValueError: It is damaged or holds something else; the message names the file.
         OSError: There is no such file, or no access to it.
     """
-    with file.open("rb") as stream:
-        try:
-            properties = _PlainUnpickler(stream).load()
-        except Exception as error:  # damaged pickles raise errors of nearly every kind
-            raise ValueError(f"{file} cannot be read ({error}). Preprocess the dataset again.") from error
+    properties = read_pickle(file)
     if not isinstance(properties, dict) or "spacing" not in properties:
         raise ValueError(f"{file} holds no properties of a preprocessed case. Preprocess the dataset again.")
     return properties
@@ -63,12 +57,3 @@ def read_shape(file: Path) -> tuple[int, ...]:
     for chunk in range(array.schunk.nchunks):
         array.schunk.decompress_chunk(chunk)
     return tuple(array.shape)
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes plain Python values and NumPy arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
-        if module.split(".")[0] == "numpy" and name in _GLOBALS_OF_ARRAYS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no properties need")

@@ -1,6 +1,7 @@
 """Shared fixtures: networks and crops small enough for hundreds of tests, in float32."""
 
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -93,6 +94,25 @@ def trained_models(tmp_path_factory):
     from nnunet_helpers import train_models
 
     return train_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def hardly_trained(tmp_path_factory):
+    """nnU-Net's folders with a phantom and a narrow model of two folds, for what does not look at its labels."""
+    from nnunet_helpers import train_hardly
+
+    return train_hardly(tmp_path_factory.mktemp("hardly_trained"))
+
+
+@pytest.fixture
+def model(hardly_trained, tmp_path, monkeypatch):
+    """The folder of a copy of that model, which a test may change; nnU-Net's variables are set."""
+    from nnunet_helpers import ABDOMEN, model_folder, nnunet_folders
+
+    with nnunet_folders(hardly_trained, SWIPE_NUM_EPOCHS="1", SWIPE_ITERATIONS_PER_EPOCH="1"):
+        shutil.copytree(hardly_trained / "nnUNet_results", tmp_path / "nnUNet_results")
+        monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
+        yield model_folder(tmp_path, ABDOMEN)
 
 
 @pytest.fixture

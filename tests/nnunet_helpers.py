@@ -134,9 +134,9 @@ def narrow(plans):
             block.update(NARROW, features_per_stage=[16] * n, n_blocks_per_stage=[1] * n)
 
 
-def make_trainer(trainer, dataset, configuration, *, plans=PLANS, fold=0, edit=None):
-    """A trainer as nnUNetv2_train makes it; `edit` changes the configuration's part of the plan first."""
-    content = json.loads(plans_file(dataset, plans).read_text()) | {"continue_training": False}
+def make_trainer(trainer, dataset, configuration, *, plans=PLANS, fold=0, edit=None, continues=False):
+    """A trainer as nnUNetv2_train makes it (--c: `continues`); `edit` changes the plan's configuration first."""
+    content = json.loads(plans_file(dataset, plans).read_text()) | {"continue_training": continues}
     if edit is not None:
         edit(content["configurations"][configuration])
     dataset_json = json.loads(plans_file(dataset, "dataset").read_text())
@@ -268,3 +268,17 @@ def _sharpen(file):
         weights["patch_decoder.seg_layers.bias"][0] = -50
     weights["patch_decoder.point_layer.weight"] *= 0.05
     torch.save(checkpoint, file)
+
+
+def train_hardly(folder):
+    """nnU-Net's folders with phantoms, and narrow models of 3d_fullres, folds 0 and 1, of one step, not validated."""
+    with nnunet_folders(folder, SWIPE_NUM_EPOCHS="1", SWIPE_ITERATIONS_PER_EPOCH="1") as root:
+        write_phantom(root / "nnUNet_raw")
+        plan(901, "SwIPEPlanner", "-c", "3d_fullres")
+        edit_json(plans_file(ABDOMEN), narrow)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *_: None)
+            for fold in (0, 1):
+                trainer = importlib.import_module("nnunetv2_swipe.trainers").SwIPETrainer
+                make_trainer(trainer, ABDOMEN, "3d_fullres", fold=fold).run_training()
+    return root

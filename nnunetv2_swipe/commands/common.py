@@ -45,8 +45,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, written: str) -> Non
     add("-chk", default="checkpoint_final.pth", help="checkpoint (default: checkpoint_final.pth)")
     add("-prev_stage_predictions", metavar="FOLDER", help="of a cascade: label maps of the previous stage")
     add("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
+    add_trust_argument(parser)
     add("--disable_progress_bar", action="store_true", help="no progress bars")
     add("--verbose", action="store_true", help="say more, and where an error comes from")
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Flag that reads a model whatever it holds."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="read the model even if its files hold more than plain data; they can run code: trust whoever made them",
+    )
 
 
 def make_predictor(arguments: argparse.Namespace) -> SwIPEPredictor:
@@ -74,7 +84,7 @@ def make_predictor(arguments: argparse.Namespace) -> SwIPEPredictor:
         verbose_preprocessing=arguments.verbose,
         allow_tqdm=not arguments.disable_progress_bar,
     )
-    predictor.initialize_from_trained_model_folder(str(model), arguments.f, arguments.chk)
+    predictor.initialize_from_trained_model_folder(str(model), arguments.f, arguments.chk, trust=arguments.trust)
     ending = predictor.dataset_json["file_ending"]
     require_images(Path(arguments.i), ending)
     if predictor.configuration_manager.previous_stage_name and arguments.prev_stage_predictions is None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_swipe.commands.common import choose_device, run, trained_folds
+from nnunetv2_swipe.commands.common import add_trust_argument, choose_device, run, trained_folds
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 from nnunetv2_swipe.report.cases import Case, cases_of_model, cases_of_predictions, is_model_folder
+from nnunetv2_swipe.trainers.checkpoints import read_checkpoint
+from nnunetv2_swipe.trust import require_known_names
 
 PACKAGES = ("plotly", "monai", "jinja2")
 
@@ -41,6 +43,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     _check(arguments, output, of_model=of_model)
     model = folder if of_model else arguments.m and Path(arguments.m)
     dataset, plan_file = (_load(model or folder, name) for name in ("dataset.json", "plans.json"))
+    require_known_names(plan_file, {}, (model or folder) / "plans.json", trust=arguments.trust)
     plans, folds = PlansManager(plan_file), _folds(model, arguments) if model else []
     if of_model:
         cases = cases_of_model(folder, plans.dataset_name, folds)
@@ -52,8 +55,9 @@ def write_report(arguments: argparse.Namespace) -> None:
     if model:
         predictor_of = _predictors(model, folds, arguments)
         predictor = predictor_of(cases[0])
-        checkpoints = {fold: model / f"fold_{fold}" / arguments.chk for fold in folds}
-        description = describe_model(predictor, checkpoints, structures, cases)
+        files = {fold: model / f"fold_{fold}" / arguments.chk for fold in folds}
+        logged = {f: read_checkpoint(file, trust=arguments.trust).get("logging", {}) for f, file in files.items()}
+        description = describe_model(predictor, logged, structures, cases)
         if predictor.configuration_manager.previous_stage_name:
             predictor_of = None
             notes.append("The second stage of a cascade: without what the model would say (uncertainty, attention).")
@@ -113,7 +117,7 @@ def _predictors(model: Path, folds: Sequence[str], arguments: argparse.Namespace
     def load(fold: str | None) -> SwIPEPredictor:
         predictor = SwIPEPredictor(use_mirroring=not arguments.disable_tta, device=device, allow_tqdm=False)
         used = tuple(f if f == "all" else int(f) for f in (folds if fold is None else [fold]))
-        predictor.initialize_from_trained_model_folder(str(model), used, arguments.chk)
+        predictor.initialize_from_trained_model_folder(str(model), used, arguments.chk, trust=arguments.trust)
         return predictor
 
     return lambda case: load(case.fold)
@@ -136,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cases", type=int, default=20, metavar="N", help="show so many cases, the worst ones (default: 20)")
     add("--disable_tta", action="store_true", help="no mirroring: faster uncertainty and surfaces")
     add("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
+    add_trust_argument(parser)
     add("--disable_progress_bar", action="store_true", help="no progress bars")
     add("--verbose", action="store_true", help="say where an error comes from")
     return parser

@@ -24,8 +24,8 @@ from nnunetv2_swipe.inference.case_files import CaseFiles, remove_unfinished
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.memory import require_memory, spare_memory
+from nnunetv2_swipe.inference.model_folder import read_model
 from nnunetv2_swipe.inference.output_grid import OutputGrid
-from nnunetv2_swipe.inference.tiles import swipe_network
 from nnunetv2_swipe.labels import label_dtype
 
 
@@ -58,14 +58,35 @@ class SwIPEPredictor(nnUNetPredictor):
             if name not in (known := (*UNCERTAINTIES, TOTAL_UNCERTAINTY)):
                 raise ValueError(f"There is no map of uncertainty {name!r}; there are {', '.join(known)}.")
 
-    def initialize_from_trained_model_folder(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """As nnU-Net's.
+    def initialize_from_trained_model_folder(
+        self,
+        model_training_output_dir: str,
+        use_folds: Sequence[int | str] | int | str | None,
+        checkpoint_name: str = "checkpoint_final.pth",
+        *,
+        trust: bool = False,
+    ) -> None:
+        """As nnU-Net's, but nothing of the folder is run, and it must be as it was when the model was trained.
+
+        Args:
+            model_training_output_dir: The model's folder, which holds plans.json, dataset.json and the folds.
+            use_folds: Numbers, or "all"; None: all that are trained.
+            checkpoint_name: The checkpoint's file name in the folder of each fold.
+            trust: Read checkpoints whatever they hold, and use whatever the plan names, also what runs code.
 
         Raises:
-            ValueError: The model is of another trainer.
+            ValueError: A file is not valid, the plan names something unknown, the model is of another trainer, or no
+                fold is trained.
+            OSError: A file is missing, or there is no access to it.
+            RuntimeError: A checkpoint is damaged, holds more than plain data, or was trained with another plan.
         """
-        super().initialize_from_trained_model_folder(*args, **kwargs)
-        swipe_network(self)
+        if use_folds is None:
+            use_folds = self.auto_detect_available_folds(model_training_output_dir, checkpoint_name)
+        folds = [use_folds] if isinstance(use_folds, (int, str)) else list(use_folds)
+        if not folds:
+            raise ValueError(f"{model_training_output_dir} has no {checkpoint_name} of any fold.")
+        model = read_model(Path(model_training_output_dir), folds, checkpoint_name, trust=trust)
+        self.manual_initialization(*model)
 
     def encode(
         self,

@@ -15,13 +15,15 @@ Plans = Mapping[str, Mapping[str, Any]]
 """Plans of a dataset by the name of their files, without ending."""
 
 _NO_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json", STATISTICS_FILE)
-_PREPROCESSING_KEYS = (
+PREPROCESSING_KEYS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data", "resampling_fn_seg",
     "resampling_fn_data_kwargs", "resampling_fn_seg_kwargs",
 )  # fmt: skip
-_PREPROCESSING_KEYS_OF_PLAN = (
+"""Keys of a configuration that say how images are preprocessed, besides the preprocessor's name."""
+PREPROCESSING_KEYS_OF_PLAN = (
     "transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel",
 )  # fmt: skip
+"""Keys of the plan itself that say how images are preprocessed."""
 
 
 def other_plans(folder: Path, plans_name: str) -> dict[str, dict[str, Any]]:
@@ -52,8 +54,8 @@ def preprocessing_settings(plans: Mapping[str, Any], own: Mapping[str, Any]) -> 
     """Everything in a plan and one of its configurations (inheritance resolved) that the stored data depend on."""
     return {
         "preprocessor": data_preprocessor(own),
-        **{key: own.get(key) for key in _PREPROCESSING_KEYS},
-        **{key: plans.get(key) for key in _PREPROCESSING_KEYS_OF_PLAN},
+        **{key: own.get(key) for key in PREPROCESSING_KEYS},
+        **{key: plans.get(key) for key in PREPROCESSING_KEYS_OF_PLAN},
     }
 
 

@@ -13,6 +13,7 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, with_source_channels
+from nnunetv2_swipe.preprocessing.datasets import PlainDatasetBlosc2, PlainDatasetNumpy
 
 _SPATIAL_TRANSFORMS = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
 
@@ -43,11 +44,11 @@ class _WithSourceFrame:
         return ImageWithSourceFrame(data), seg, seg_prev, properties
 
 
-class SwIPEDatasetBlosc2(_WithSourceFrame, nnUNetDatasetBlosc2):
+class SwIPEDatasetBlosc2(_WithSourceFrame, PlainDatasetBlosc2):
     """nnU-Net's dataset, each image with its source frame."""
 
 
-class SwIPEDatasetNumpy(_WithSourceFrame, nnUNetDatasetNumpy):
+class SwIPEDatasetNumpy(_WithSourceFrame, PlainDatasetNumpy):
     """nnU-Net's older dataset format, each image with its source frame."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -64,13 +65,13 @@ def case_rows(
 
 
 def describe_model(
-    predictor: SwIPEPredictor, checkpoints: Mapping[str, Path], structures: Structures, cases: Sequence[Case]
+    predictor: SwIPEPredictor, logged: Mapping[str, Mapping[str, Any]], structures: Structures, cases: Sequence[Case]
 ) -> ModelDescription:
     """What there is to say of a SwIPE model: its training and its plan.
 
     Args:
         predictor: Holds the model.
-        checkpoints: Of each fold.
+        logged: What the checkpoint of each fold holds as "logging".
         structures: Classes or regions of its dataset.
         cases: Those that the report shows; another one's crop is shown, if there is one.
     """
@@ -88,7 +89,7 @@ def describe_model(
             crop = crop_with_points(data, configuration.configuration, config, labels, structures, case)
     names_of = {structure_key(tuple(labels)): name for name, labels in structures.labels.items()}
     return ModelDescription(
-        training_curves(checkpoints),
+        training_curves(logged),
         crop,
         plan_in_words(configuration.configuration, config, statistics, names_of, labels.num_segmentation_heads),
     )

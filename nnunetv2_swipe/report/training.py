@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from plotly.subplots import make_subplots
 
 from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.preprocessing.datasets import PLAIN_DATASETS
 from nnunetv2_swipe.report.pictures import image_layer, label_layer, view
 from nnunetv2_swipe.report.structures import Structures
 from nnunetv2_swipe.training.point_sampling import sample_points
@@ -29,19 +30,18 @@ CURVES = {
 """nnU-Net's logged values: what they are called, and in which diagram they are."""
 
 
-def training_curves(checkpoints: Mapping[str, Path]) -> go.Figure:
+def training_curves(logged: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Losses, Dice and learning rate of every epoch.
 
     Args:
-        checkpoints: Fold -> checkpoint.
+        logged: Fold -> what nnU-Net logged, as a checkpoint holds it: name -> a value for each epoch.
     """
     figure = make_subplots(1, 3, subplot_titles=("Loss", "Dice", "Learning rate"))
-    for fold, file in checkpoints.items():
-        logged = torch.load(file, map_location="cpu", weights_only=False)["logging"]
+    for fold, of_fold in logged.items():
         for key, (name, column) in CURVES.items():
-            values = [float(v) for v in logged.get(key, ())]
+            values = [float(v) for v in of_fold.get(key, ())]
             mode = "lines" if len(values) > 1 else "markers"
-            title = name if len(checkpoints) == 1 else f"{name}, fold {fold}"
+            title = name if len(logged) == 1 else f"{name}, fold {fold}"
             figure.add_trace(go.Scatter(y=values, name=title, mode=mode), row=1, col=column)
     figure.update_xaxes(title="Epoch")
     figure.update_layout(height=320, margin={"l": 40, "r": 10, "t": 40, "b": 40})
@@ -67,7 +67,7 @@ def crop_with_points(
         case: Which case to crop.
     """
     size, flat = configuration["patch_size"], (1,) * (3 - config.dims)
-    dataset = infer_dataset_class(str(folder))(str(folder), [case])
+    dataset = PLAIN_DATASETS[infer_dataset_class(str(folder))](str(folder), [case])
     loader = nnUNetDataLoader(dataset, 1, size, size, labels, oversample_foreground_percent=1.0)
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  (what nnU-Net's loader draws from)

@@ -3,12 +3,12 @@
 import gc
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -23,12 +23,22 @@ from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.planners.shared_data import other_plans, require_alike
 from nnunetv2_swipe.precision import amp_dtype
+from nnunetv2_swipe.preprocessing.datasets import PLAIN_DATASETS
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
-from nnunetv2_swipe.stored_cases import require_only_cases, stored_cases
-from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit, require_same_network
+from nnunetv2_swipe.stored_cases import read_properties, require_only_cases, stored_cases
+from nnunetv2_swipe.trainers.checkpoints import (
+    DamagedCheckpointError,
+    plain_numbers,
+    read_first_whole,
+    replaced_checkpoint,
+    require_fit,
+    require_same_plan,
+    with_substitutes,
+)
 from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
+from nnunetv2_swipe.trust import is_trusted_by_environment
 
 EPOCHS_VARIABLE = "SWIPE_NUM_EPOCHS"
 ITERATIONS_VARIABLE = "SWIPE_ITERATIONS_PER_EPOCH"
@@ -46,6 +56,7 @@ class SwIPETrainer(nnUNetTrainer):
     num_epochs: int  # the base does not annotate what it sets
     num_iterations_per_epoch: int
     save_every: int
+    _best_ema: float | None
     dataset_class: Any
     batch_loss: BatchLoss
     config_changes: ClassVar[dict[str, Any]] = {}
@@ -59,6 +70,7 @@ class SwIPETrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
+        self._continues = bool(plans.get("continue_training"))
         plans = with_swipe_block(
             plans, configuration, dataset_json, trainer_name=type(self).__name__, changes=self.config_changes
         )
@@ -103,17 +115,17 @@ class SwIPETrainer(nnUNetTrainer):
         Raises:
             ValueError: The preprocessed data are another plan's, too, which preprocesses otherwise; another file lies
                 among them; or they are of images with four axes.
-            RuntimeError: Other folds of the model were trained with another network.
+            RuntimeError: Other folds of the model were trained with another plan.
         """
         self._require_own_data()
-        self._warn_of_old_labels()
-        self._require_network_of_other_folds()
-        super().initialize()
         self._require_three_axes()
+        self._warn_of_old_labels()
+        self._require_plan_of_other_folds()
+        super().initialize()
         self.batch_loss = BatchLoss(self.network, self.loss)
-        if self.config.source_coordinates:
-            self.dataset_class = DATASETS_WITH_SOURCE_FRAME[self.dataset_class]
-        else:
+        framed = self.config.source_coordinates
+        self.dataset_class = (DATASETS_WITH_SOURCE_FRAME if framed else PLAIN_DATASETS)[self.dataset_class]
+        if not framed:
             self.print_to_log_file("SwIPE: training without source coordinates.")
         parameters = sum(p.numel() for p in self.network.parameters())
         precision = amp_dtype(self.device.type) or torch.float32
@@ -157,17 +169,23 @@ class SwIPETrainer(nnUNetTrainer):
 
     def _require_three_axes(self) -> None:
         """Of images with four axes nnU-Net's final validation can write nothing; the first case tells of all."""
-        folder = self.preprocessed_dataset_folder
-        case = min(self.dataset_class.get_identifiers(folder))
-        require_three_axes(self.dataset_class(folder, [case]).load_case(case)[-1], case)
+        folder = Path(self.preprocessed_dataset_folder)
+        for case in stored_cases(folder)[:1]:
+            require_three_axes(read_properties(folder / f"{case}.pkl"), case)
 
-    def _require_network_of_other_folds(self) -> None:
+    def _require_plan_of_other_folds(self) -> None:
         """All folds share the model folder's plan, which each training writes anew."""
-        model = Path(self.output_folder_base)
-        others = [f for f in model.glob("fold_*/checkpoint_*.pth") if f.parent != Path(self.output_folder)]
-        if others and (model / "plans.json").is_file():
-            plans = load_json(str(model / "plans.json"))
-            require_same_network(plans, self.configuration_name, self.config, f"{others[0].parent}")
+        files = sorted(Path(self.output_folder_base).glob("fold_*/checkpoint_*.pth"))
+        others = [file for file in files if file.parent != Path(self.output_folder)]
+        if not others:
+            return
+        with suppress(DamagedCheckpointError):  # training and prediction with that fold say so
+            file, checkpoint, _ = read_first_whole(others, trust=is_trusted_by_environment())
+            self._require_same_plan(checkpoint, f"{Path(file).parent}")
+
+    def _require_same_plan(self, checkpoint: Mapping[str, Any], subject: str) -> None:
+        folder = self.preprocessed_dataset_folder_base
+        require_same_plan(checkpoint["init_args"], self.plans_manager.plans, self.dataset_json, folder, subject)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing to set: SwIPE has no deep supervision."""
@@ -311,23 +329,45 @@ class SwIPETrainer(nnUNetTrainer):
         super().on_train_end()
 
     def save_checkpoint(self, filename: str) -> None:
-        """As nnU-Net's, with the length of the training."""
+        """As nnU-Net's, with the length of the training. The file appears when it is complete.
+
+        Raises:
+            OSError: It cannot be written; one that was there before is still there.
+            RuntimeError: PyTorch cannot write it, for example on a full disk; one that was there is still there.
+        """
         self.my_init_kwargs |= self._length
-        super().save_checkpoint(filename)
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)  # writes nothing
+            return
+        self._best_ema = plain_numbers(self._best_ema)
+        logged = self.logger.get_checkpoint()
+        logged.update({key: plain_numbers(values) for key, values in logged.items()})
+        with replaced_checkpoint(filename) as unfinished:
+            super().save_checkpoint(unfinished)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """As nnU-Net's; the training is as long as it began unless a variable says otherwise.
 
+        Where a training goes on (--c) and the file is damaged, another one of its folder is loaded instead.
+
         Raises:
             OSError: There is no such file, or no access to it.
-            RuntimeError: It cannot be read, or its tensors are not those of the plan's network.
+            RuntimeError: It cannot be read, holds more than plain data, is of another plan, or its tensors are not
+                those of the plan's network.
         """
-        checkpoint = read_checkpoint(filename_or_checkpoint)
+        resumes = self._continues and not self.was_initialized  # nnU-Net loads others for the validation
+        files = with_substitutes(filename_or_checkpoint) if resumes else [filename_or_checkpoint]
+        file, checkpoint, damaged = read_first_whole(files, trust=is_trusted_by_environment())
+        for error in damaged:
+            self.print_to_log_file(f"WARNING: {error}")
+        if damaged:
+            self.print_to_log_file(f"SwIPE: going on from {file}, after epoch {checkpoint['current_epoch'] - 1}.")
+        self._require_same_plan(checkpoint, f"The checkpoint {file}")
         if not self.was_initialized:
-            self._resume_length(checkpoint.get("init_args", {}))
+            self._resume_length(checkpoint["init_args"])
             self.initialize()
-        require_fit(checkpoint, self.network, filename_or_checkpoint)
-        super().load_checkpoint(filename_or_checkpoint)
+        require_fit(checkpoint, self.network, file)
+        super().load_checkpoint(file)  # reads it once more, which runs nothing: it was found to be plain data
         for group in self.optimizer.param_groups:
             group["fused"] = self._fused_optimizer  # the checkpoint's is that of the device it was trained on
 
