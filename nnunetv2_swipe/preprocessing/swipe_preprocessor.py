@@ -14,8 +14,10 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_swipe.files import read_json_object
 from nnunetv2_swipe.labels import declared_labels, require_declared
 from nnunetv2_swipe.network.coordinates import with_source_channels
+from nnunetv2_swipe.planners.nnunet_plan import check_plan
 from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans, require_alike
 
 logger = logging.getLogger(__name__)
@@ -67,11 +69,12 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         """Preprocess a dataset, unless data that another plan uses as well are there, complete and up to date.
 
         Raises:
-            ValueError: Another plan uses the same data folder, but preprocesses otherwise.
+            ValueError: The plan is not valid, or another plan uses the same data folder, but preprocesses otherwise.
         """
         dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         base = Path(nnUNet_preprocessed) / dataset_name
-        plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
+        plans_manager = PlansManager(read_json_object(base / f"{plans_identifier}.json"))
+        check_plan(plans_manager.plans, configuration_name)
         configuration = plans_manager.get_configuration(configuration_name)
         others = other_plans(base, plans_identifier)
         require_alike(plans_manager.plans, configuration.configuration, others)
