@@ -1,6 +1,7 @@
 """SwIPE's settings: one flat block of plain JSON, stored in each configuration of an nnU-Net plan."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,26 @@ NORM_OPS = ("InstanceNorm", "BatchNorm")
 DECODINGS = ("own", "blended")
 CONNECTIVITIES = {2: (4, 8), 3: (6, 18, 26)}
 RES2NET_SCALE = 4
+
+MAX_PATCH_SIZE, MAX_STRIDE, MAX_KERNEL_SIZE = 64, 64, 15
+MAX_STAGES, MAX_BLOCKS, MAX_LAYERS, MAX_WIDTH = 16, 64, 16, 2048
+MAX_BOUNDARY_RADIUS = 1000
+RANGES: dict[str, tuple[float, float]] = {
+    "embedding_dim": (1, MAX_WIDTH),
+    "neck_features": (1, MAX_WIDTH),
+    "fourier_frequencies": (0, 16),
+    "n_points": (1, 1 << 20),
+    "background_share": (0.001, 1000),
+    "point_weight_exponent": (0, 1),
+    "spo_loss_weight": (0, 1000),
+    "embedding_loss_weight": (0, 1000),
+    "initial_lr": (1e-9, 1),
+    "weight_decay": (0, 10),
+    "warmup_iterations": (0, 10**6),
+    "mise_levels": (0, 8),
+    "mise_margin": (0, 100),
+}
+"""Least and greatest value of single numbers: far beyond what is of use, but short of what no memory holds."""
 
 OF_TRAINING = (
     "dropout", "n_points", "background_share", "boundary_radius", "point_weight_exponent", "n_spo", "spo_connectivity",
@@ -127,13 +148,22 @@ class SwIPEConfig:
         return {key: _to_lists(value) for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, block: Mapping[str, Any]) -> "SwIPEConfig":
+    def from_dict(cls, block: object) -> "SwIPEConfig":
         """Read a block of a plan.
 
+        Args:
+            block: What the plan holds; a dictionary if it is valid.
+
         Raises:
-            ValueError: Unknown or missing key, wrong type or impossible value; the message names it and what is
-                allowed.
+            ValueError: No dictionary, unknown or missing key, wrong type or impossible value; the message names it and
+                what is allowed.
         """
+        if not isinstance(block, Mapping):
+            kind = type(block).__name__
+            raise ValueError(
+                f'SwIPE plan: "{PLAN_KEY}" must be an object (in braces), got a value of type {kind}. Restore it, or '
+                "delete it and let SwIPETrainer derive a new one."
+            )
         hints = typing.get_type_hints(cls)
         unknown = sorted(set(block) - set(hints))
         if unknown:
@@ -175,53 +205,79 @@ def _read(key: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
         if not isinstance(value, (list, tuple)):
             raise ValueError(f'SwIPE plan: "{key}" must be a list, got {value!r}.')
         return tuple(_read(key, v, hint.__args__[0]) for v in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _finite(key, value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f'SwIPE plan: "{key}" must be of type {hint.__name__}, got {value!r}.')
     return value
 
 
-def _is_power_of_two(n: int) -> bool:
-    return n >= 1 and n & (n - 1) == 0
+def _finite(key: str, value: float) -> float:
+    """A float; ValueError naming the key if it is none that can be computed with."""
+    try:
+        number = float(value)
+    except OverflowError:  # JSON's whole numbers may be of any length
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f'SwIPE plan: "{key}" must be a finite number, got {number}.')
+    return number
+
+
+def _is_power_of_two(n: int, highest: int) -> bool:
+    return 1 <= n <= highest and n & (n - 1) == 0
 
 
 def _rules(c: SwIPEConfig) -> list[tuple[str, str, bool]]:
     """(key, what is allowed, whether it holds) for every rule a configuration must obey."""
+    connectivities = CONNECTIVITIES.get(c.dims, ())
+    rules = [
+        *_rules_of_stages(c),
+        ("backbone", f"one of {BACKBONES}", c.backbone in BACKBONES),
+        ("norm_op", f"one of {NORM_OPS}", c.norm_op in NORM_OPS),
+        ("decoding", f"one of {DECODINGS}", c.decoding in DECODINGS),
+        ("patch_decoder_features", f"1 to {MAX_LAYERS} numbers, each 1 to {MAX_WIDTH}",
+         len(c.patch_decoder_features) > 0 and _are_widths(c.patch_decoder_features)),
+        ("image_decoder_features", f"an empty list, or up to {MAX_LAYERS} numbers, each 1 to {MAX_WIDTH}",
+         _are_widths(c.image_decoder_features)),
+        ("boundary_radius", f"{c.dims} numbers, each 0 to {MAX_BOUNDARY_RADIUS}",
+         len(c.boundary_radius) == c.dims and all(0 <= r <= MAX_BOUNDARY_RADIUS for r in c.boundary_radius)),
+        ("spo_connectivity", f"one of {connectivities}", c.spo_connectivity in connectivities),
+        ("n_spo", f"0 to {c.spo_connectivity} (spo_connectivity)", 0 <= c.n_spo <= c.spo_connectivity),
+        ("dropout", "0 to less than 1", 0 <= c.dropout < 1),
+        ("patch_loss_weight", "more than 0, at most 1", 0 < c.patch_loss_weight <= 1),
+    ]  # fmt: skip
+    rules += [(key, f"{low} to {high}", low <= getattr(c, key) <= high) for key, (low, high) in RANGES.items()]
+    return rules
+
+
+def _are_widths(features: Sequence[int]) -> bool:
+    return len(features) <= MAX_LAYERS and all(1 <= n <= MAX_WIDTH for n in features)
+
+
+def _rules_of_stages(c: SwIPEConfig) -> list[tuple[str, str, bool]]:
+    """The rules, as `_rules` gives them, for patches and stages of the backbone."""
     dims, n_stages = c.dims, len(c.strides)
-    connectivities = CONNECTIVITIES.get(dims, ())
 
     def per_axis(values: tuple[int, ...], valid: Callable[[int], bool]) -> bool:
         return len(values) == dims and all(valid(v) for v in values)
 
-    positive = ("embedding_dim", "neck_features", "n_points", "background_share", "initial_lr")
-    not_negative = (
-        "fourier_frequencies", "n_spo", "spo_loss_weight", "embedding_loss_weight", "weight_decay",
-        "warmup_iterations", "mise_levels", "mise_margin",
-    )  # fmt: skip
-    rules = [
-        ("patch_size", "2 or 3 powers of two", dims in (2, 3) and per_axis(c.patch_size, _is_power_of_two)),
-        ("backbone", f"one of {BACKBONES}", c.backbone in BACKBONES),
-        ("norm_op", f"one of {NORM_OPS}", c.norm_op in NORM_OPS),
-        ("decoding", f"one of {DECODINGS}", c.decoding in DECODINGS),
-        ("strides", f"at least one stage of {dims} powers of two",
-         n_stages > 0 and all(per_axis(s, _is_power_of_two) for s in c.strides)),
-        ("kernel_sizes", f"{n_stages} stages of {dims} odd numbers",
-         len(c.kernel_sizes) == n_stages and all(per_axis(k, lambda v: v > 0 and v % 2 == 1) for k in c.kernel_sizes)),
-        ("features_per_stage", f"{n_stages} positive numbers" + ", divisible by 8 for Res2Net",
-         len(c.features_per_stage) == n_stages
-         and all(f > 0 and (c.backbone != "Res2Net" or f % (2 * RES2NET_SCALE) == 0) for f in c.features_per_stage)),
-        ("n_blocks_per_stage", f"{n_stages} positive numbers",
-         len(c.n_blocks_per_stage) == n_stages and all(n > 0 for n in c.n_blocks_per_stage)),
-        ("patch_decoder_features", "at least one positive number",
-         len(c.patch_decoder_features) > 0 and all(n > 0 for n in c.patch_decoder_features)),
-        ("image_decoder_features", "positive numbers, or an empty list", all(n > 0 for n in c.image_decoder_features)),
-        ("boundary_radius", f"{dims} numbers, 0 or more", per_axis(c.boundary_radius, lambda v: v >= 0)),
-        ("spo_connectivity", f"one of {connectivities}", c.spo_connectivity in connectivities),
-        ("dropout", "0 to less than 1", 0 <= c.dropout < 1),
-        ("point_weight_exponent", "0 to 1", 0 <= c.point_weight_exponent <= 1),
-        ("patch_loss_weight", "more than 0, at most 1", 0 < c.patch_loss_weight <= 1),
+    def per_stage(values: tuple[Any, ...], valid: Callable[[Any], bool]) -> bool:
+        return len(values) == n_stages and all(valid(v) for v in values)
+
+    multiple = 2 * RES2NET_SCALE if c.backbone == "Res2Net" else 1
+    powers = f"powers of two, each 1 to {MAX_STRIDE}"
+    strides_hold = 1 <= n_stages <= MAX_STAGES and per_stage(
+        c.strides, lambda stage: per_axis(stage, lambda v: _is_power_of_two(v, MAX_STRIDE))
+    )
+    return [
+        ("patch_size", f"2 or 3 powers of two, each 1 to {MAX_PATCH_SIZE}",
+         dims in (2, 3) and per_axis(c.patch_size, lambda v: _is_power_of_two(v, MAX_PATCH_SIZE))),
+        ("strides", f"1 to {MAX_STAGES} stages of {dims} {powers}; along each axis their product, too",
+         strides_hold and max(c.total_strides()[-1]) <= MAX_STRIDE),
+        ("kernel_sizes", f"{n_stages} stages of {dims} odd numbers, each 1 to {MAX_KERNEL_SIZE}",
+         per_stage(c.kernel_sizes, lambda k: per_axis(k, lambda v: 1 <= v <= MAX_KERNEL_SIZE and v % 2 == 1))),
+        ("features_per_stage", f"{n_stages} numbers, each 1 to {MAX_WIDTH}, divisible by 8 for Res2Net",
+         per_stage(c.features_per_stage, lambda f: 1 <= f <= MAX_WIDTH and f % multiple == 0)),
+        ("n_blocks_per_stage", f"{n_stages} numbers, each 1 to {MAX_BLOCKS}",
+         per_stage(c.n_blocks_per_stage, lambda n: 1 <= n <= MAX_BLOCKS)),
     ]  # fmt: skip
-    rules += [(key, "more than 0", getattr(c, key) > 0) for key in positive]
-    rules += [(key, "0 or more", getattr(c, key) >= 0) for key in not_negative]
-    return rules

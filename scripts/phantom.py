@@ -101,13 +101,13 @@ def write_phantoms(
         The folders of the datasets written.
 
     Raises:
-        ValueError: A number of cases is negative, or `size_scale` is not positive.
+        ValueError: A number of cases is negative, or `size_scale` is not positive or above 100.
         FileExistsError: A dataset's folder holds something already.
     """
     if min(cases_3d, cases_2d) < 0:
         raise ValueError(f"The numbers of cases must not be negative, got {cases_3d} and {cases_2d}")
-    if size_scale <= 0:
-        raise ValueError(f"size_scale must be positive, got {size_scale}")
+    if not 0 < size_scale <= 100:
+        raise ValueError(f"size_scale must be positive, 100 at most, got {size_scale}")
 
     abdomen, fundus = partial(write_abdomen, size_scale), partial(write_fundus, size_scale)
     datasets = (

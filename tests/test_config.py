@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -67,6 +68,13 @@ def test_wrong_type_is_named(tiny_config, key, value, expected):
         SwIPEConfig.from_dict(tiny_config().to_dict() | {key: value})
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(SwIPEConfig) if f.type is float])
+def test_a_number_that_is_not_finite_is_named(tiny_config, key, value):
+    with pytest.raises(ValueError, match=f'"{key}" must be a finite number, got -?(nan|inf)'):
+        SwIPEConfig.from_dict(tiny_config().to_dict() | {key: value})
+
+
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
@@ -82,22 +90,25 @@ def test_wrong_type_is_named(tiny_config, key, value, expected):
         ("strides", ((2, 2), (2, 2)), "3 powers of two"),
         ("kernel_sizes", ((3, 3, 3),), "2 stages of 3 odd numbers"),
         ("kernel_sizes", ((2, 2, 2), (3, 3, 3)), "2 stages of 3 odd numbers"),
-        ("features_per_stage", (16,), "2 positive numbers"),
+        ("features_per_stage", (16,), "2 numbers, each 1 to 2048"),
         ("features_per_stage", (16, 12), "divisible by 8 for Res2Net"),
-        ("n_blocks_per_stage", (1, 0), "2 positive numbers"),
-        ("patch_decoder_features", (), "at least one"),
-        ("image_decoder_features", (0,), "positive numbers"),
+        ("n_blocks_per_stage", (1, 0), "2 numbers, each 1 to 64"),
+        ("patch_decoder_features", (), "1 to 16 numbers"),
+        ("image_decoder_features", (0,), "each 1 to 2048"),
         ("boundary_radius", (1, 1), "3 numbers"),
-        ("boundary_radius", (1, 1, -1), "0 or more"),
+        ("boundary_radius", (1, 1, -1), "each 0 to 1000"),
         ("spo_connectivity", 8, "6, 18, 26"),
         ("dropout", 1.0, "0 to less than 1"),
         ("patch_loss_weight", 0.0, "more than 0"),
         ("patch_loss_weight", 1.5, "at most 1"),
-        ("n_points", 0, "more than 0"),
-        ("initial_lr", -1e-3, "more than 0"),
-        ("n_spo", -1, "0 or more"),
-        ("mise_levels", -1, "0 or more"),
-        ("embedding_loss_weight", -0.5, "0 or more"),
+        ("n_points", 0, "1 to 1048576"),
+        ("n_points", 1 << 21, "1 to 1048576"),
+        ("initial_lr", -1e-3, "1e-09 to 1"),
+        ("n_spo", -1, "0 to 6"),
+        ("n_spo", 7, "0 to 6 (spo_connectivity)"),
+        ("mise_levels", -1, "0 to 8"),
+        ("strides", ((8, 8, 8), (16, 16, 16)), "their product, too"),
+        ("embedding_loss_weight", -0.5, "0 to 1000"),
     ],
 )
 def test_impossible_value_is_named_with_what_is_allowed(tiny_config, key, value, allowed):

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 
+from nnunetv2_swipe.network.backbones import InstanceNorm
 from nnunetv2_swipe.network.swipe_net import SwIPENet
+from nnunetv2_swipe.planners import memory as planners_memory
 from nnunetv2_swipe.planners.memory import GIB, _LiveTensors, fitting_batch_size, training_memory
 from nnunetv2_swipe.precision import AMP_VARIABLE
 from nnunetv2_swipe.training.losses import SwIPELoss
@@ -89,6 +91,35 @@ def test_half_precision_takes_less(tiny_config):
         training_memory(tiny_config(), (64, 64, 64), 2, channels=1, num_classes=3, amp=amp) for amp in ("bf16", "off")
     )
     assert 0.4 * single < half < 0.8 * single
+
+
+def test_memory_is_a_line_over_the_batch_size(tiny_config):
+    config, crop, options = tiny_config(), (32, 32, 32), {"channels": 1, "num_classes": 3}
+    two, four, eight, many = (training_memory(config, crop, b, **options) for b in (2, 4, 8, 811))
+    assert two + 3 * (four - two) == pytest.approx(eight, rel=0.02)
+    assert two + 404.5 * (four - two) == pytest.approx(many, rel=0.02)
+
+
+def test_the_work_of_an_estimate_does_not_grow_with_the_batch(tiny_config, monkeypatch):
+    """The CPU's way of normalising takes an operation for each sample of each layer: hours for a batch of 811."""
+    monkeypatch.setattr(InstanceNorm, "by_sample", lambda *_: pytest.fail("sample by sample"))
+    training_memory(tiny_config(2), (32, 32), 811, channels=1, num_classes=3)
+
+
+def test_a_batch_is_found_by_three_estimates(tiny_config, monkeypatch):
+    estimates = []
+
+    def estimate(*arguments, **options):
+        estimates.append(training_memory(*arguments, **options))
+        return estimates[-1]
+
+    monkeypatch.setattr(planners_memory, "training_memory", estimate)
+    config, crop, options = tiny_config(2), (32, 32), {"channels": 1, "num_classes": 3}
+    target = training_memory(config, crop, 100, **options) + 1
+    batch_size, needed = fitting_batch_size(config, crop, 811, target, **options)
+    assert 99 <= batch_size <= 100
+    assert needed == estimates[-1] <= target
+    assert len(estimates) == 3
 
 
 def test_batch_is_reduced_until_it_fits(tiny_config):

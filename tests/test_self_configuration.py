@@ -74,11 +74,14 @@ def test_the_plan_and_the_dataset_decide_norm_and_regions():
         ({"spacing": None}, "'spacing' is None"),
         ({"patch_size": [40, 0, 40]}, r"'patch_size' is \[40, 0, 40\]"),
         ({"batch_size": "2"}, "'batch_size' is '2'"),
-        ({"spacing": [1.0, 1.0]}, r"'spacing' \[1\.0, 1\.0\]"),
-        ({"patch_size": [40], "spacing": [1.0]}, r"'patch_size' \[40\]"),
-        ({"architecture": {}}, "'strides' of the architecture is None"),
-        ({"architecture": {"arch_kwargs": {"strides": [[1, 1, 1]]}}}, "'kernel_sizes' of the architecture is None"),
-        ({"architecture": {"arch_kwargs": {"strides": [[1, 1]]}}}, "it must have 3 axes per stage"),
+        ({"spacing": [1.0, 1.0]}, r"'spacing' is \[1\.0, 1\.0\]; allowed: 3 numbers"),
+        ({"patch_size": [40], "spacing": [1.0]}, r"'patch_size' is \[40\]"),
+        ({"architecture": {}}, "'architecture' is {}; allowed: .* 'arch_kwargs'"),
+        ({"architecture": {"arch_kwargs": {"strides": [[1, 1, 1]]}}}, "'kernel_sizes' is None"),
+        (
+            {"architecture": {"arch_kwargs": {"strides": [[1, 1]]}}},
+            r"'strides' is \[\[1, 1\]\]; allowed: for each stage 3",
+        ),
     ],
 )
 def test_plan_of_another_version_or_with_nonsense_is_refused_by_key(change, named):
@@ -147,6 +150,14 @@ def test_embedding_dim(patch, num_classes, expected):
 )
 def test_n_points(crop, num_classes, expected):
     assert rules.choose_n_points(crop, num_classes) == expected
+
+
+def test_too_few_points_for_many_classes_are_told(tiny_config):
+    config = tiny_config(n_points=1024)
+    assert rules.few_points(config, (16, 16, 16), 16) is None
+    message = rules.few_points(config, (16, 16, 16), 101)
+    assert '"n_points" is 1024, less than 64 for each of 101 classes' in message
+    assert "the rule gives 6464" in message
 
 
 @pytest.mark.parametrize(

@@ -394,11 +394,28 @@ def test_pretrained_weights_are_taken_but_for_the_classes(tmp_path):
 
 
 @pytest.mark.parametrize("variable", ["SWIPE_NUM_EPOCHS", "SWIPE_ITERATIONS_PER_EPOCH"])
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "ten", ""])
-def test_bad_environment_variable_is_named(monkeypatch, variable, value):
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{variable} is '{value}'; it must be a positive integer"):
+def test_bad_environment_variable_is_named(monkeypatch, variable):
+    monkeypatch.setenv(variable, "²")
+    with pytest.raises(ValueError, match=f"{variable} is '²'; it must be a whole number from 1"):
         make()
+
+
+def test_bad_number_of_nnunets_loader_processes_is_named(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "many")
+    with pytest.raises(ValueError, match="nnUNet_n_proc_DA is 'many'; it must be a whole number from 0"):
+        make()
+
+
+def test_fewer_points_than_the_rule_gives_for_the_classes_are_logged():
+    """As of a plan that was moved to a dataset of more classes, to fine-tune a model."""
+    trainer = make(edit=lambda c: c["swipe"].update(n_points=100))
+    trainer.initialize()
+    heads = trainer.label_manager.num_segmentation_heads
+    log = Path(trainer.log_file).read_text()
+    assert f'"n_points" is 100, less than 64 for each of {heads} classes' in log
+    usual = make()
+    usual.initialize()
+    assert ('n_points" is' in Path(usual.log_file).read_text()) == (usual.config.n_points < 64 * heads)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
 def trained_folds(model: Path, checkpoint: str) -> list[str]:
     """The folds of a model that have a checkpoint."""
     folds = (file.parent.name.removeprefix("fold_") for file in model.glob(f"fold_*/{checkpoint}"))
-    return sorted(fold for fold in folds if fold.isdigit() or fold == "all")
+    return sorted(fold for fold in folds if re.fullmatch("[0-9]{1,9}|all", fold))
 
 
 def choose_device(name: str) -> torch.device:
@@ -137,4 +138,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _fold(text: str) -> int | str:
+    """A fold that `-f` names."""
+    if text != "all" and not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no fold; a fold is a number from 0, or all")
     return text if text == "all" else int(text)

@@ -1,11 +1,11 @@
 """`nnUNetv2_swipe_predict`: `nnUNetv2_predict` with labels decoded on any grid."""
 
 import argparse
-import os
 import re
 from pathlib import Path
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
+from nnunetv2_swipe.environment import whole_number
 from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
@@ -29,9 +29,7 @@ def predict(arguments: argparse.Namespace) -> None:
     """
     if not 0 <= arguments.part_id < arguments.num_parts:
         raise ValueError(f"-part_id is {arguments.part_id}; with -num_parts {arguments.num_parts} it counts from 0.")
-    for name in ("npp", "nps"):
-        if getattr(arguments, name) < 0:
-            raise ValueError(f"-{name} is {getattr(arguments, name)}; it must be 0 or more.")
+    npp, nps = (_processes(arguments, name) for name in ("npp", "nps"))
     predictor = make_predictor(arguments)
     predictor.uncertainties = _uncertainties(arguments)
     predictor.output_grid = _output_grid(arguments, predictor)
@@ -40,8 +38,8 @@ def predict(arguments: argparse.Namespace) -> None:
         arguments.o,
         save_probabilities=arguments.save_probabilities,
         overwrite=not arguments.continue_prediction,
-        num_processes_preprocessing=arguments.npp,
-        num_processes_segmentation_export=arguments.nps,
+        num_processes_preprocessing=npp,
+        num_processes_segmentation_export=nps,
         folder_with_segs_from_prev_stage=arguments.prev_stage_predictions,
         num_parts=arguments.num_parts,
         part_id=arguments.part_id,
@@ -104,13 +102,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--not_on_device", action="store_true", help="without effect: results are in main memory anyway")
     add("--continue_prediction", "--c", action="store_true", help="leave cases alone that are predicted already")
-    add("-npp", type=int, default=_processes("nnUNet_npp"), help="processes that preprocess; 0: none but this one")
-    add("-nps", type=int, default=_processes("nnUNet_nps"), help="threads that write files")
+    add("-npp", type=int, help="processes that preprocess; 0: none but this one")
+    add("-nps", type=int, help="threads that write files")
     add("-num_parts", type=int, default=1, help="of so many calls that share the cases")
     add("-part_id", type=int, default=0, help="this is number (from 0)")
     return parser
 
 
-def _processes(variable: str) -> int:
-    """nnU-Net's default, which its environment variables override."""
-    return int(os.environ.get(variable, DEFAULT_PROCESSES))
+def _processes(arguments: argparse.Namespace, name: str) -> int:
+    """The number that a flag gives, else nnU-Net's environment variable, else nnU-Net's default.
+
+    Raises:
+        ValueError: It is no whole number, or below 0.
+    """
+    number = getattr(arguments, name)
+    if number is None:
+        return whole_number(f"nnUNet_{name}", DEFAULT_PROCESSES, lowest=0)
+    if number < 0:
+        raise ValueError(f"-{name} is {number}; it must be 0 or more.")
+    return number

@@ -13,6 +13,7 @@ import numpy as np
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Or back."""
+MAX_POINTS_PER_AXIS = 1_000_000
 _OF_A_VOXEL = 1e-3
 """How far, in voxels of the preprocessed image, a grid may be from parallel to count as such."""
 
@@ -43,10 +44,19 @@ class Grid:
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def with_spacing(self, spacing: Sequence[float]) -> "Grid":
-        """A grid of another spacing (z, y, x) that fills the same box, to half a point, around the same centre."""
+        """A grid of another spacing (z, y, x) that fills the same box, to half a point, around the same centre.
+
+        Raises:
+            ValueError: It has more points than any image.
+        """
         ratio = np.asarray(spacing, dtype=float) / self.spacing
-        shape = np.maximum(1, np.round(np.asarray(self.shape) / ratio)).astype(int)
-        return self._rescaled(shape, ratio)
+        shape = np.maximum(1, np.round(np.asarray(self.shape) / np.maximum(ratio, 1e-300)))
+        if shape.max() > MAX_POINTS_PER_AXIS:
+            raise ValueError(
+                f"A grid of spacing {tuple(spacing)} has {shape.max():.3g} points along an axis; at most "
+                f"{MAX_POINTS_PER_AXIS:,} are possible. Ask for a coarser grid."
+            )
+        return self._rescaled(shape.astype(int), ratio)
 
     def with_shape(self, shape: Sequence[int]) -> "Grid":
         """A grid of another number of points that fills the same box."""

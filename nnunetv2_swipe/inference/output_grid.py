@@ -1,12 +1,12 @@
 """On which grid a prediction is wanted."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from nnunetv2_swipe.inference.geometry import Grid
 
+LARGEST_NUMBER = 1_000_000
 _Number = TypeVar("_Number", int, float)
 
 
@@ -30,8 +30,11 @@ class OutputGrid:
             raise ValueError(f"Give one of spacing, size and like, not {' and '.join(given)}.")
         for name in ("spacing", "size"):
             values = getattr(self, name)
-            if values is not None and not (len(values) in (2, 3) and all(0 < v < math.inf for v in values)):
-                raise ValueError(f"The {name} of the output is {values}; it must be two or three numbers above 0.")
+            if values is not None and not (len(values) in (2, 3) and all(0 < v <= LARGEST_NUMBER for v in values)):
+                raise ValueError(
+                    f"The {name} of the output is {values}; it must be two or three numbers above 0, at most "
+                    f"{LARGEST_NUMBER:,}."
+                )
 
     def of(self, image: Grid) -> Grid:
         """The grid for an image.

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.network.backbones import InstanceNorm
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.precision import forced_precision
 from nnunetv2_swipe.training.losses import SwIPELoss
@@ -57,7 +58,7 @@ def _step_memory(
     n, dims = config.n_points, config.dims
     target = (batch_size, n, num_classes) if config.regions else (batch_size, n)
     with forced_precision(amp), FakeTensorMode(), _LiveTensors() as live:
-        network = SwIPENet(config, channels, num_classes)
+        network = _as_on_a_gpu(SwIPENet(config, channels, num_classes))
         loss = SwIPELoss(config, num_classes=num_classes)
         x = torch.empty(batch_size, network.expected_channels, *crop)
         sample = PointSample(
@@ -71,15 +72,35 @@ def _step_memory(
     return adam + live.peak
 
 
+def _as_on_a_gpu(network: SwIPENet) -> SwIPENet:
+    """The network, normalising as a GPU does: the number of operations does not grow with the batch."""
+    for module in network.modules():
+        if isinstance(module, InstanceNorm):
+            module.one_by_one_on_cpu = False
+    return network
+
+
 def fitting_batch_size(
     config: SwIPEConfig, crop: Sequence[int], batch_size: int, target: float, *, channels: int, num_classes: int
 ) -> tuple[int, int]:
-    """The batch size, reduced (to two at the least) until training fits into `target` bytes, and what it needs."""
-    while True:
-        needed = training_memory(config, crop, batch_size, channels=channels, num_classes=num_classes)
-        if needed <= target or batch_size <= MIN_BATCH_SIZE:
-            return batch_size, needed
-        batch_size = max(MIN_BATCH_SIZE, min(batch_size - 1, int(batch_size * target / needed)))
+    """The batch size, reduced (to two at the least) until training fits into `target` bytes, and what it needs.
+
+    Memory is the largest of sums that grow linearly with the batch, so it is nowhere above the line between two batch
+    sizes: what fits by that line fits.
+    """
+
+    def needed(n: int) -> int:
+        return training_memory(config, crop, n, channels=channels, num_classes=num_classes)
+
+    at_most = needed(batch_size)
+    if at_most <= target or batch_size <= MIN_BATCH_SIZE:
+        return batch_size, at_most
+    at_least = needed(MIN_BATCH_SIZE)
+    if at_least >= target:
+        return MIN_BATCH_SIZE, at_least
+    share = (target - at_least) / (at_most - at_least)
+    fitting = MIN_BATCH_SIZE + int(share * (batch_size - MIN_BATCH_SIZE))
+    return fitting, needed(fitting)
 
 
 class _LiveTensors(TorchDispatchMode):

@@ -1,6 +1,6 @@
 """SwIPE's block within nnU-Net's plans: made where it is missing, read where it is there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from nnunetv2_swipe.dataset_json import require_dataset_json
 from nnunetv2_swipe.files import read_json_object
 from nnunetv2_swipe.labels import require_consecutive, require_writable
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
-from nnunetv2_swipe.planners.self_configuration import check_configuration, derive_config
+from nnunetv2_swipe.planners.nnunet_plan import check_configuration, check_plan, resolved_configuration
+from nnunetv2_swipe.planners.self_configuration import derive_config
 from nnunetv2_swipe.stored_cases import read_properties, stored_cases
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
@@ -68,7 +69,17 @@ def read_block(configuration_manager: ConfigurationManager) -> SwIPEConfig:
     if config.dims != len(configuration_manager.patch_size):
         crop = configuration_manager.patch_size
         raise ValueError(f'SwIPE plan: "patch_size" has {config.dims} axes, the crop {crop} has {len(crop)}.')
+    _require_room(config, configuration_manager.patch_size)
     return config
+
+
+def _require_room(config: SwIPEConfig, crop: Sequence[int]) -> None:
+    """ValueError if patches or strides are so large that more than half of what is computed would be padding."""
+    together = config.total_strides()[-1]
+    for key, sizes, what in (("patch_size", config.patch_size, ""), ("strides", together, "a product ")):
+        if any(size >= 2 * n for size, n in zip(sizes, crop, strict=True)):
+            value, allowed = getattr(config, key), f"{what}below twice the crop along each axis, {list(crop)}"
+            raise ValueError(f'SwIPE plan: "{key}" is {value!r}; allowed: {allowed}.')
 
 
 def with_swipe_block(
@@ -96,6 +107,7 @@ def with_swipe_block(
         FileNotFoundError: The dataset was not preprocessed.
     """
     plan: dict[str, Any] = deepcopy(dict(plans))
+    check_plan(plan, configuration)
     manager = PlansManager(plan)
     require_dataset_json(dataset_json, Path(nnUNet_preprocessed) / manager.dataset_name / "dataset.json")
     labels = manager.get_label_manager(dataset_json)
@@ -164,14 +176,15 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
     file = Path(nnUNet_results) / manager.dataset_name / model / "plans.json"
     if not file.is_file():
         return None
-    stored = dict(PlansManager(read_json_object(file)).get_configuration(configuration).configuration)
-    block = stored.pop(PLAN_KEY, None)
-    current = dict(manager.get_configuration(configuration).configuration)
-    for c in (stored, current):
-        c["preprocessor_name"] = data_preprocessor(c)
-    if block is None or stored != current:
-        return None
+    current = resolved_configuration(manager.plans, configuration)
     try:
+        stored = resolved_configuration(read_json_object(file), configuration)
+        check_configuration(stored)
+        block = stored.pop(PLAN_KEY, None)
+        for c in (stored, current):
+            c["preprocessor_name"] = data_preprocessor(c)
+        if block is None or stored != current:
+            return None
         SwIPEConfig.from_dict(block)
     except ValueError as e:
         raise ValueError(f"{file}, of folds trained before: {e}") from e

@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunetv2_swipe.config import SwIPEConfig, total_strides
+from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig, total_strides
 from nnunetv2_swipe.planners.label_statistics import thickness_mm
+from nnunetv2_swipe.planners.nnunet_plan import check_geometry
 
 LARGEST_PATCH = 8
 """In voxels of the finest spacing; the paper's 32 in 2D was less accurate with one backbone (docs/results.md)."""
@@ -17,6 +18,7 @@ LARGEST_PATCH_OF_LARGE_CROPS = 32
 """What patches may grow to in a crop that would have too many."""
 MAX_PATCHES_PER_CROP = 1 << 15
 MAX_STAGES = 4
+POINTS_PER_CLASS = 64
 BACKBONE = {2: "Res2Net", 3: "PlainConvEncoder"}
 """In 2D the paper's; in 3D plain convolutions are as accurate, or more, in less time (docs/results.md, ablations)."""
 FEATURES_AT_STRIDE = {
@@ -51,7 +53,7 @@ def derive_config(
         ValueError: The configuration lacks a key or holds an impossible value, as of another version of nnU-Net or
             after editing.
     """
-    check_configuration(configuration)
+    check_geometry(configuration)
     spacing = [float(s) for s in configuration["spacing"]]
     crop = [int(n) for n in configuration["patch_size"]]
     dims = len(crop)
@@ -98,29 +100,6 @@ def derive_config(
         decoding="own",
         regions=regions,
     )
-
-
-def check_configuration(configuration: Mapping[str, Any]) -> None:
-    """ValueError naming the first key of an nnU-Net configuration that SwIPE cannot work with."""
-    architecture = configuration.get("architecture", {}).get("arch_kwargs", {})
-    dims = len(configuration.get("patch_size", ()))
-    positive = {key: configuration.get(key) for key in ("patch_size", "spacing", "batch_size")}
-    for key, value in positive.items():
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if not numbers or not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
-            raise ValueError(f"nnU-Net plan: {key!r} is {value!r}; it must be positive. Plan the dataset again.")
-    if dims not in (2, 3) or len(configuration["spacing"]) != dims:
-        raise ValueError(
-            f"nnU-Net plan: 'patch_size' {configuration['patch_size']} and 'spacing' {configuration['spacing']} must "
-            "both have two or three axes. Plan the dataset again."
-        )
-    for key in ("strides", "kernel_sizes"):
-        stages = architecture.get(key)
-        if not stages or not all(isinstance(s, int) or len(s) == dims for s in stages):
-            raise ValueError(
-                f"nnU-Net plan: {key!r} of the architecture is {stages!r}; it must have {dims} axes per stage. The "
-                "plan is of another version of nnU-Net or was edited; plan the dataset again."
-            )
 
 
 def structure_thickness_mm(
@@ -180,7 +159,21 @@ def choose_embedding_dim(patch: Sequence[int], num_classes: int) -> int:
 
 def choose_n_points(crop: Sequence[int], num_classes: int) -> int:
     """N: one point per 40 voxels, 1,024 to 16,384, and at least 64 per class."""
-    return max(_power_of_two(math.prod(crop) / 40, 1 << 10, 1 << 14), 64 * num_classes)
+    return max(_power_of_two(math.prod(crop) / 40, 1 << 10, 1 << 14), POINTS_PER_CLASS * num_classes)
+
+
+def few_points(config: SwIPEConfig, crop: Sequence[int], num_classes: int) -> str | None:
+    """What to say where a block has fewer points per class than the rule gives, as one of a dataset of fewer classes.
+
+    A wider embedding, which the rules also give for many classes, is no matter: pretrained weights would not fit.
+    """
+    if config.n_points >= POINTS_PER_CLASS * num_classes:
+        return None
+    return (
+        f'The plan\'s "n_points" is {config.n_points}, less than {POINTS_PER_CLASS} for each of {num_classes} classes. '
+        f"For a plan of this dataset the rule gives {choose_n_points(crop, num_classes)}: set it in the {PLAN_KEY!r} "
+        "block of the plan. Pretrained weights fit with either."
+    )
 
 
 def choose_boundary_radius(voxels_thick: Sequence[float], crop: Sequence[int]) -> tuple[int, ...]:

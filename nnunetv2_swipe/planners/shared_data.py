@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunetv2_swipe.files import read_json
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE
+from nnunetv2_swipe.planners.nnunet_plan import with_inherited
 from nnunetv2_swipe.planners.plan_block import data_preprocessor
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,4 @@ def _unlike(plans: Mapping[str, Any], own: Mapping[str, Any], identifier: str, o
 
 def _resolved(plans: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A configuration with what it inherits; nothing if the plan has none of that name."""
-    configuration = plans["configurations"].get(name, {})
-    inherited = configuration.get("inherits_from")
-    return {**_resolved(plans, inherited), **configuration} if inherited else configuration
+    return with_inherited(plans, name) if name in plans["configurations"] else {}

@@ -16,6 +16,7 @@ from nnunetv2_swipe.freshness import outdated_copies, renew_copies
 from nnunetv2_swipe.images.cases import channel_names, check_files
 from nnunetv2_swipe.labels import declared_labels, require_declared
 from nnunetv2_swipe.network.coordinates import with_source_channels
+from nnunetv2_swipe.planners.nnunet_plan import check_plan
 from nnunetv2_swipe.planners.shared_data import is_used_by_others, other_plans, require_alike
 from nnunetv2_swipe.preprocessing.preprocessed_data import PreprocessedData
 
@@ -79,12 +80,14 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         Copies of label files in `gt_segmentations` that differ from the label files are made again.
 
         Raises:
-            ValueError: Another plan uses the same data folder, but preprocesses otherwise; or a JSON file is damaged.
+            ValueError: The plan is not valid, another plan uses the same data folder, but preprocesses otherwise, or a
+                JSON file is damaged.
             OSError: A file is missing.
         """
         dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         base, raw = Path(nnUNet_preprocessed) / dataset_name, Path(nnUNet_raw) / dataset_name
         plans_manager = PlansManager(read_json_object(base / f"{plans_identifier}.json"))
+        check_plan(plans_manager.plans, configuration_name)
         configuration = plans_manager.get_configuration(configuration_name)
         others = other_plans(base, plans_identifier)
         require_alike(plans_manager.plans, configuration.configuration, others)

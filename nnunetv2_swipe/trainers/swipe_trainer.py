@@ -16,11 +16,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_swipe.config import PLAN_KEY
+from nnunetv2_swipe.environment import whole_number
 from nnunetv2_swipe.files import read_json
 from nnunetv2_swipe.freshness import outdated_copies
 from nnunetv2_swipe.images.cases import require_three_axes
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
+from nnunetv2_swipe.planners.self_configuration import few_points
 from nnunetv2_swipe.planners.shared_data import other_plans, require_alike
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.datasets import PLAIN_DATASETS
@@ -80,9 +82,10 @@ class SwIPETrainer(nnUNetTrainer):
         self.weight_decay = self.config.weight_decay
         self.enable_deep_supervision = False
         self._set_length(
-            _positive_integer(EPOCHS_VARIABLE, self.num_epochs),
-            _positive_integer(ITERATIONS_VARIABLE, self.num_iterations_per_epoch),
+            whole_number(EPOCHS_VARIABLE, self.num_epochs, lowest=1),
+            whole_number(ITERATIONS_VARIABLE, self.num_iterations_per_epoch, lowest=1),
         )
+        whole_number("nnUNet_n_proc_DA", 0, lowest=0)  # nnU-Net reads it late, and without naming it
         self._iteration = 0
         self._overflows = 0
 
@@ -132,6 +135,10 @@ class SwIPETrainer(nnUNetTrainer):
         self.print_to_log_file(
             f"SwIPE: {parameters / 1e6:.2f} M parameters, {precision}, settings {self.config.to_dict()}"
         )
+        heads = self.label_manager.num_segmentation_heads
+        warning = few_points(self.config, self.configuration_manager.patch_size, heads)
+        if warning is not None:
+            self.print_to_log_file(f"WARNING: {warning}")
 
     def _require_own_data(self) -> None:
         """Data of a folder that has the name of another plan may have been replaced by that plan's."""
@@ -383,13 +390,3 @@ class SwIPETrainer(nnUNetTrainer):
             f"iterations; it is set to {self.num_epochs} epochs of {self.num_iterations_per_epoch}, over which the "
             f"learning rate decays. {EPOCHS_VARIABLE} and {ITERATIONS_VARIABLE} change that."
         )
-
-
-def _positive_integer(variable: str, default: int) -> int:
-    """Value of an environment variable; ValueError naming it if it is not a positive integer."""
-    text = os.environ.get(variable)
-    if text is None:
-        return default
-    if not text.isdigit() or int(text) == 0:
-        raise ValueError(f"The environment variable {variable} is {text!r}; it must be a positive integer.")
-    return int(text)
