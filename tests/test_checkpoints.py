@@ -226,7 +226,7 @@ def test_what_only_training_or_decoding_depends_on_may_be_edited(model):
 )
 def test_dataset_json_edited_after_training_is_refused(model, key, value):
     edit_json(model / "dataset.json", set_key([key], value))
-    with pytest.raises(RuntimeError, match=rf"was trained with '{key}\S*' .* in dataset.json, which now says"):
+    with pytest.raises(RuntimeError, match=rf"was trained with '{key}\S*' .* in dataset.json; that in .* now says"):
         load(model)
 
 

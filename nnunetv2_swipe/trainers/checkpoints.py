@@ -185,7 +185,7 @@ def require_same_plan(
     if found is not None:
         place, path, old, new = found
         raise RuntimeError(
-            f"{subject} was trained with {path!r} {old!r} in {place}, which in {folder} now says {new!r}. Set it back, "
+            f"{subject} was trained with {path!r} {old!r} in {place}; that in {folder} now says {new!r}. Set it back, "
             "or delete what was trained and begin anew."
         )
 
