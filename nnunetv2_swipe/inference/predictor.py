@@ -17,7 +17,6 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.inference.case_files import CaseFiles, remove_unfinished
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
@@ -25,6 +24,7 @@ from nnunetv2_swipe.inference.image_headers import grid_of_file, n_channels
 from nnunetv2_swipe.inference.memory import require_memory, spare_memory
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.tiles import swipe_network
+from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.labels import label_dtype
 
 

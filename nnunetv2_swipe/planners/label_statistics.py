@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from nnunetv2_swipe.labels import as_tuple, declared_labels, require_declared
+from nnunetv2_swipe.limits import available_cpus
 
 STATISTICS_FILE = "dataset_label_statistics.json"
 """Lies beside nnU-Net's dataset_fingerprint.json."""
@@ -90,7 +91,7 @@ def label_statistics(
         cache_file: Where the result is kept; measured again when the cases, labels or files have changed.
         reader_name: nnU-Net reader class of the dataset.
         label_manager: Labels or regions of the dataset.
-        num_processes: Processes to measure with.
+        num_processes: Processes to measure with; as many as the job may use, at most.
 
     Returns:
         `structure_key` of a class -> `n_cases`, and the medians over the cases that hold the class of `volume_mm3`,
@@ -106,7 +107,8 @@ def label_statistics(
             return cached["classes"]
     allowed = declared_labels(label_manager)
     jobs = [(str(f), reader_name, structures, allowed) for f in label_files.values()]
-    with ProcessPoolExecutor(min(num_processes, max(len(jobs), 1)), mp_context=get_context("spawn")) as pool:
+    n_workers = max(1, min(num_processes, available_cpus(), len(jobs)))
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_measure_case, *job) for job in jobs]
         cases = [f.result() for f in tqdm(futures, desc="Measuring labels")]
     classes = {name: _summarise([c[name] for c in cases if name in c]) for name in structures}

@@ -11,16 +11,19 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_swipe.config import PLAN_KEY
+from nnunetv2_swipe.limits import available_cpus, available_threads
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.planners.shared_data import other_plans, require_alike
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
 from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit, require_same_network
+from nnunetv2_swipe.training.augmentation import Repeatable
 from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
@@ -99,6 +102,7 @@ class SwIPETrainer(nnUNetTrainer):
             ValueError: The preprocessed data are another plan's, too, which preprocesses otherwise.
             RuntimeError: Other folds of the model were trained with another network.
         """
+        self._keep_to_own_processors()
         self._require_own_data()
         self._require_network_of_other_folds()
         super().initialize()
@@ -112,6 +116,17 @@ class SwIPETrainer(nnUNetTrainer):
         self.print_to_log_file(
             f"SwIPE: {parameters / 1e6:.2f} M parameters, {precision}, settings {self.config.to_dict()}"
         )
+
+    def _keep_to_own_processors(self) -> None:
+        """Where nnU-Net counts the machine's processors, use those that this job may use."""
+        cpus, loaders = available_cpus(), get_allowed_n_proc_DA()
+        if self.device.type == "cpu":
+            torch.set_num_threads(min(torch.get_num_threads(), available_threads()))
+        if loaders > cpus:
+            self.print_to_log_file(
+                f"SwIPE: nnU-Net loads data in {loaders} processes, but this job may use {cpus} processors. Set "
+                f"nnUNet_n_proc_DA={cpus}."
+            )
 
     def _require_own_data(self) -> None:
         """Data of a folder that has the name of another plan may have been replaced by that plan's."""
@@ -188,8 +203,8 @@ class SwIPETrainer(nnUNetTrainer):
         return data, torch.zeros(self.batch_size, channels, *size, dtype=torch.int16, device=self.device)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # noqa: ANN401
-        """nnU-Net's augmentation; transforms of intensity leave the source frame alone."""
-        return self._keep_source_frame(nnUNetTrainer.get_training_transforms(*args, **kwargs))
+        """nnU-Net's augmentation, repeatable; transforms of intensity leave the source frame alone."""
+        return Repeatable(self._keep_source_frame(nnUNetTrainer.get_training_transforms(*args, **kwargs)))
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # noqa: ANN401
         """nnU-Net's, likewise."""
