@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from benchmark_speed import quiet
-from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 from nnunetv2_swipe.inference.tiles import swipe_network
+from nnunetv2_swipe.inference.uncertainties import UNCERTAINTIES
 from nnunetv2_swipe.planners.label_statistics import foreground_structures
 from nnunetv2_swipe.report.scores import score_case
 from score_model import training_files

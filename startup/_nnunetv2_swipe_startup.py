@@ -15,12 +15,26 @@ class NnunetWatcher:
     @staticmethod
     def find_spec(fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG004
         """Install the hook when the import of nnU-Net begins; the finders behind this one go on with it."""
-        if fullname == "nnunetv2":
-            try:
-                from nnunetv2_swipe.autoload import install
-            except ImportError:  # a deleted checkout must not take nnU-Net down with it
-                return
+        if fullname != "nnunetv2":
+            return
+        try:
+            from nnunetv2_swipe.autoload import install
+
             install()
+        except ModuleNotFoundError:  # a deleted checkout
+            return
+        except Exception as error:  # whatever is wrong with our files, nnU-Net works
+            _warn(error)
+
+
+def _warn(error: Exception) -> None:
+    """Tell the user in one line, from the process that was started first and not again from its workers."""
+    from multiprocessing import parent_process
+
+    if parent_process() is None:
+        print(
+            f"nnunetv2-swipe cannot be loaded; install it again. nnU-Net runs without it. ({error!r})", file=sys.stderr
+        )
 
 
 def install() -> None:

@@ -55,7 +55,14 @@ def fakes(tmp_path: Path) -> Path:
 
 
 def run(fakes: Path, code: str, **env: str) -> str:
-    """Run code in an interpreter that sees the standard library and the fakes only; return what it printed."""
+    """Run code that warns of nothing in an interpreter of its own, see `run_raw`; return what it printed."""
+    result = run_raw(fakes, code, **env)
+    assert result.stderr == ""
+    return result.stdout.strip()
+
+
+def run_raw(fakes: Path, code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run code in an interpreter that sees the standard library and the fakes only."""
     result = subprocess.run(
         [sys.executable, "-S", "-c", textwrap.dedent(code)],
         cwd=fakes,
@@ -66,8 +73,7 @@ def run(fakes: Path, code: str, **env: str) -> str:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout.strip()
+    return result
 
 
 @pytest.mark.parametrize(
@@ -342,6 +348,33 @@ class TestStartupFiles:
     def test_deleted_checkout_is_silent(self, fakes):
         shutil.rmtree(fakes / "nnunetv2_swipe")
         assert run(fakes, self.START + self.PROBE) == "False"
+
+    @pytest.mark.parametrize(
+        ("damaged", "content", "reason"),
+        [
+            ("autoload.py", b"def install():\n    values = (", "SyntaxError"),
+            ("autoload.py", b"", "ImportError"),
+            ("autoload.py", bytes(64), "Error"),  # what a power cut leaves of a file
+            ("autoload.py", b"def install():\n    raise OSError('gone')", "OSError"),
+            ("__init__.py", b"if", "SyntaxError"),
+        ],
+    )
+    def test_damage_to_our_files_is_said_once_and_nnunet_works(self, fakes, damaged, content, reason):
+        (fakes / "nnunetv2_swipe" / damaged).write_bytes(content)
+        worker = f"{self.START}import {TRAINER} as m\nprint(m.own())\n"
+        code = f"""
+        from multiprocessing import get_context
+        for _ in range(2):
+            process = get_context("spawn").Process(target=exec, args=({worker!r},))
+            process.start()
+            process.join()
+        exec({worker!r})
+        """
+        result = run_raw(fakes, code)
+        assert result.stdout.split() == ["own"] * 3
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("nnunetv2-swipe cannot be loaded; install it again.")
+        assert reason in line
 
     def test_both_files_call_the_same_function(self):
         lines = (STARTUP / "nnunetv2_swipe.start").read_text().splitlines()

@@ -1,7 +1,6 @@
 """Labels of any grid: geometry against an analytic shape, tiles and blocks against each other."""
 
 import math
-import os
 import warnings
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from analytic_shapes import CENTRE, DIRECTIONS, SPACINGS, distance, rotation
 
-from nnunetv2_swipe.inference import blocks, memory, tiles
+from nnunetv2_swipe.inference import blocks, tiles
 from nnunetv2_swipe.inference.geometry import Grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.network.coordinates import nearest_patches
@@ -182,17 +181,6 @@ def test_embeddings_that_do_not_fit_are_made_again(tiled, monkeypatch):
         found = small.decode_lattice(positions)
     assert len(small._embedded) == 3 < n_tiles
     torch.testing.assert_close(found, expected)
-
-
-def test_main_memory_is_what_a_container_may_use(tmp_path, monkeypatch):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_LIMITS_OF_CONTAINERS", (str(limit), str(tmp_path / "none")))
-    limit.write_text("max\n")
-    assert memory.main_memory() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit.write_text("123456789\n")
-    assert memory.main_memory() == 2 * memory.spare_memory() == 123456789
-    with pytest.raises(ValueError, match=r"A map would take 0\.2 GB of memory, and there are 0\.1 GB"):
-        memory.require_memory(2e8, "A map")
 
 
 def test_coarse_to_fine_agrees_with_every_point(tiled):

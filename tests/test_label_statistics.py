@@ -2,13 +2,16 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from nnunet_helpers import nnunet_folders, write_volume
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunetv2_swipe.planners import label_statistics as statistics_module
 from nnunetv2_swipe.planners.label_statistics import label_statistics, measure_mask, thickness_mm
 
 
@@ -203,3 +206,17 @@ def test_a_further_case_or_other_labels_are_measured_anew(measure):
     assert measure({"a": label_map(_1=2, _2=2)}, LABELS)["1"]["n_cases"] == 1
     assert measure({"b": label_map(_1=4)}, LABELS)["1"]["n_cases"] == 2
     assert set(measure.again({"background": 0, "both": [1, 2], "second": 2}, [1, 2])) == {"(1, 2)", "2"}
+
+
+def test_no_more_processes_than_the_job_may_use(measure, monkeypatch):
+    processes = []
+
+    def pool(n, **_):
+        processes.append(n)
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(statistics_module, "ProcessPoolExecutor", pool)
+    for n in (1, 99):
+        monkeypatch.setattr(statistics_module, "available_cpus", lambda n=n: n)
+        measure({case: label_map(_1=n % 7 + 1) for case in "abc"}, LABELS)
+    assert processes == [1, min(3, default_num_processes)]

@@ -39,10 +39,10 @@ from nnunetv2_swipe.commands.mesh import main as mesh_main
 from nnunetv2_swipe.commands.predict import main
 from nnunetv2_swipe.commands.report import main as report_main
 from nnunetv2_swipe.inference import case_files
-from nnunetv2_swipe.inference.blocks import UNCERTAINTIES
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+from nnunetv2_swipe.inference.uncertainties import UNCERTAINTIES
 
 OURS = ("--disable_tta", "--disable_progress_bar", "-npp", 0, "-nps", 1)
 STOCK = ("--disable_tta", "--disable_progress_bar", "-npp", 1, "-nps", 1)

@@ -289,6 +289,23 @@ def test_a_training_is_resumed_as_long_as_it_began(tmp_path, monkeypatch):
     assert again.num_epochs == 60
 
 
+def test_a_training_uses_the_processors_of_its_job(monkeypatch):
+    """nnU-Net's command sets as many threads as the machine has processors, and starts as many loaders."""
+    monkeypatch.setattr(swipe_trainer, "available_cpus", lambda: 1)
+    monkeypatch.setattr(swipe_trainer, "available_threads", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    trainer = make()
+    trainer.initialize()
+    assert threads == [1]
+    assert "nnUNet_n_proc_DA" not in Path(trainer.log_file).read_text()
+    monkeypatch.setattr(swipe_trainer, "get_allowed_n_proc_DA", lambda: 12)
+    trainer = make(fold=1)
+    trainer.initialize()
+    assert "loads data in 12 processes, but this job may use 1" in Path(trainer.log_file).read_text()
+
+
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"checkpoint_best\.pth"):
         make().load_checkpoint(str(tmp_path / "checkpoint_best.pth"))

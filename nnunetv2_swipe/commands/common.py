@@ -1,18 +1,22 @@
-"""What our commands share: the arguments that name a model, and the predictor they make."""
+"""What our commands share: the arguments that name a model, and the predictor they make.
+
+The modules of commands import PyTorch and nnU-Net, which take seconds, in functions that need them: not before the
+arguments have been read.
+"""
 
 import argparse
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from nnunetv2.utilities.file_path_utilities import get_output_folder
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2_swipe.limits import available_threads
 
-from nnunetv2_swipe.images.dicom import require_images
-from nnunetv2_swipe.inference.predictor import SwIPEPredictor
-from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
+if TYPE_CHECKING:
+    import torch
+
+    from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 
 
 def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:
@@ -60,13 +64,16 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_predictor(arguments: argparse.Namespace) -> SwIPEPredictor:
+def make_predictor(arguments: argparse.Namespace) -> "SwIPEPredictor":
     """The predictor with the model that the arguments name; folders and model are checked.
 
     Raises:
         ValueError: Something of the input cannot be used; it is named.
         OSError: The output folder cannot be made.
     """
+    from nnunetv2_swipe.images.dicom import require_images
+    from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+
     model = _model_folder(arguments)
     device = choose_device(arguments.device)
     if not 0 < arguments.step_size <= 1:
@@ -95,6 +102,11 @@ def make_predictor(arguments: argparse.Namespace) -> SwIPEPredictor:
 
 def _model_folder(arguments: argparse.Namespace) -> Path:
     """The folder of the trained model that `-d`, `-tr`, `-p` and `-c` name, checked to hold the checkpoints."""
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
+
     try:
         trainer = recursive_find_trainer_class_by_name(arguments.tr)
     except RuntimeError as error:
@@ -125,12 +137,18 @@ def trained_folds(model: Path, checkpoint: str) -> list[str]:
     return sorted(fold for fold in folds if re.fullmatch("[0-9]{1,9}|all", fold))
 
 
-def choose_device(name: str) -> torch.device:
-    """The device, with the numbers of threads that nnU-Net's commands set for it."""
+def choose_device(name: str) -> "torch.device":
+    """The device; PyTorch is set to as many threads as the job may use on a CPU, and to one beside a GPU, as nnU-Net's.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA GPU here. Predict on the CPU with -device cpu.")
     if name == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(available_threads())
     elif name == "cuda":
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)

@@ -5,13 +5,14 @@ import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
-from nnunetv2_swipe.images.headers import read_header
-from nnunetv2_swipe.inference.surfaces import Mesh
+
+if TYPE_CHECKING:
+    from nnunetv2_swipe.inference.surfaces import Mesh
 
 FORMATS = ("stl", "ply", "vtp", "obj")
 
@@ -28,6 +29,8 @@ def write_meshes(arguments: argparse.Namespace) -> None:
         ValueError: Something of the input cannot be used; it is named.
         OSError: A folder cannot be read or written.
     """
+    from nnunetv2_swipe.images.headers import read_header
+
     if arguments.spacing is not None and not 0 < arguments.spacing < math.inf:
         raise ValueError(f"--spacing is {arguments.spacing}; it must be above 0.")
     predictor = make_predictor(arguments)
@@ -55,7 +58,7 @@ def write_meshes(arguments: argparse.Namespace) -> None:
             write_mesh(mesh, file, ras=arguments.coordinates == "RAS")
 
 
-def write_mesh(mesh: Mesh, file: Path, *, ras: bool = False) -> None:
+def write_mesh(mesh: "Mesh", file: Path, *, ras: bool = False) -> None:
     """Write a surface; the file's ending names the format (STL, PLY, VTP or OBJ).
 
     Args:
@@ -66,7 +69,7 @@ def write_mesh(mesh: Mesh, file: Path, *, ras: bool = False) -> None:
     """
     from pyvista import PolyData
 
-    vertices = mesh.vertices * np.array([-1.0, -1.0, 1.0]) if ras else mesh.vertices
+    vertices = mesh.vertices * (-1.0, -1.0, 1.0) if ras else mesh.vertices
     unfinished = file.with_name(f".unfinished_{file.name}")
     PolyData.from_regular_faces(vertices, mesh.faces).save(unfinished)
     unfinished.replace(file)

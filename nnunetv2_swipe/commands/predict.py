@@ -3,14 +3,16 @@
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
 from nnunetv2_swipe.environment import whole_number
-from nnunetv2_swipe.images.headers import read_header
-from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
-from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
-from nnunetv2_swipe.inference.output_grid import OutputGrid
-from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY, UNCERTAINTIES
+
+if TYPE_CHECKING:
+    from nnunetv2_swipe.inference.geometry import Grid
+    from nnunetv2_swipe.inference.output_grid import OutputGrid
+    from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 
 DEFAULT_PROCESSES = 3
 
@@ -57,15 +59,20 @@ def _uncertainties(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(dict.fromkeys(arguments.save_uncertainty)) or (TOTAL_UNCERTAINTY,)
 
 
-def _output_grid(arguments: argparse.Namespace, predictor: SwIPEPredictor) -> OutputGrid:
+def _output_grid(arguments: argparse.Namespace, predictor: "SwIPEPredictor") -> "OutputGrid":
     """The grid that the arguments ask for."""
+    from nnunetv2_swipe.inference.output_grid import OutputGrid
+
     like = None if arguments.like is None else _grid_as_read(arguments.like, predictor)
     spacing = None if arguments.spacing is None else tuple(arguments.spacing)
     return OutputGrid(spacing=spacing, size=None if arguments.size is None else tuple(arguments.size), like=like)
 
 
-def _grid_as_read(file: str, predictor: SwIPEPredictor) -> Grid:
+def _grid_as_read(file: str, predictor: "SwIPEPredictor") -> "Grid":
     """The grid of an image or label map, as the model's reader reads it."""
+    from nnunetv2_swipe.images.headers import read_header
+    from nnunetv2_swipe.inference.geometry import grid_of_image
+
     if not Path(file).is_file():
         raise ValueError(f"The image {file} does not exist.")
     reader = predictor.plans_manager.image_reader_writer_class()

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-
-from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from typing import TYPE_CHECKING
 
 from nnunetv2_swipe.commands.common import add_trust_argument, choose_device, run, trained_folds
-from nnunetv2_swipe.inference.predictor import SwIPEPredictor
-from nnunetv2_swipe.report.cases import Case, cases_of_model, cases_of_predictions, is_model_folder
-from nnunetv2_swipe.trainers.checkpoints import read_checkpoint
-from nnunetv2_swipe.trust import require_known_names
+from nnunetv2_swipe.files import read_json_object
+
+if TYPE_CHECKING:
+    from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+    from nnunetv2_swipe.report.cases import Case
 
 PACKAGES = ("plotly", "monai", "jinja2")
 
@@ -34,9 +33,14 @@ def write_report(arguments: argparse.Namespace) -> None:
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise ValueError(f"A report needs {', '.join(missing)}: pip install 'nnunetv2-swipe[report]'")
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     from nnunetv2_swipe.report.build import case_rows, describe_model
+    from nnunetv2_swipe.report.cases import cases_of_model, cases_of_predictions, is_model_folder
     from nnunetv2_swipe.report.page import Report, write_page
     from nnunetv2_swipe.report.structures import Structures
+    from nnunetv2_swipe.trainers.checkpoints import read_checkpoint
+    from nnunetv2_swipe.trust import require_known_names
 
     folder, output = Path(arguments.folder), Path(arguments.o)
     of_model = is_model_folder(folder)
@@ -93,7 +97,7 @@ def _check(arguments: argparse.Namespace, output: Path, *, of_model: bool) -> No
 def _load(folder: Path, name: str) -> dict:
     if not (folder / name).is_file():
         raise ValueError(f"{folder} holds no {name}: it is neither the folder of a model nor one of predictions.")
-    return load_json(str(folder / name))
+    return read_json_object(folder / name)
 
 
 def _folds(model: Path, arguments: argparse.Namespace) -> list[str]:
@@ -109,12 +113,14 @@ def _folds(model: Path, arguments: argparse.Namespace) -> list[str]:
     return folds
 
 
-def _predictors(model: Path, folds: Sequence[str], arguments: argparse.Namespace) -> Callable[[Case], SwIPEPredictor]:
+def _predictors(model: Path, folds: Sequence[str], arguments: argparse.Namespace) -> "Callable[[Case], SwIPEPredictor]":
     """The model for every case: the fold that it validates, else all of them."""
+    from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+
     device = choose_device(arguments.device)
 
     @cache
-    def load(fold: str | None) -> SwIPEPredictor:
+    def load(fold: str | None) -> "SwIPEPredictor":
         predictor = SwIPEPredictor(use_mirroring=not arguments.disable_tta, device=device, allow_tqdm=False)
         used = tuple(f if f == "all" else int(f) for f in (folds if fold is None else [fold]))
         predictor.initialize_from_trained_model_folder(str(model), used, arguments.chk, trust=arguments.trust)

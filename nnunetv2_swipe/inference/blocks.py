@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from nnunetv2_swipe.config import SwIPEConfig
+from nnunetv2_swipe.inference.uncertainties import UNCERTAINTIES
 from nnunetv2_swipe.network.coordinates import flat_index, unravel
 from nnunetv2_swipe.network.lattice_decoder import LatticeDecoder
 
 _NEGLIGIBLE = 0.03
 """Share of a position's weight below which a tile is left out: in 3D half of the tiles, hardly a change of logits."""
-
-UNCERTAINTIES = ("label", "patches", "mirroring", "folds")
-"""What varies: the label, given its probabilities; and these, over nearest patches, mirrored passes and folds."""
-TOTAL_UNCERTAINTY = "uncertainty"
-"""Their sum."""
 
 
 def mean_over_tiles(weights: Tensor, channels: int, values: Callable[[int, Tensor], Tensor]) -> Tensor:

@@ -1,22 +1,6 @@
 """What fits into main memory."""
 
-import contextlib
-import math
-import os
-from pathlib import Path
-
-_LIMITS_OF_CONTAINERS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def main_memory() -> float:
-    """Bytes of main memory, or what a container may use of it; infinite where the system does not tell."""
-    found = [math.inf]
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for file in _LIMITS_OF_CONTAINERS:
-        with contextlib.suppress(ValueError, OSError):  # "max": none
-            found.append(int(Path(file).read_text()))
-    return min(found)
+from nnunetv2_swipe.limits import main_memory
 
 
 def spare_memory() -> float:

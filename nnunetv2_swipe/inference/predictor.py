@@ -19,13 +19,13 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 
 from nnunetv2_swipe.images.cases import channel_names, check_case, log_notes
 from nnunetv2_swipe.images.headers import read_header
-from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.inference.case_files import CaseFiles, remove_unfinished
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.memory import require_memory, spare_memory
 from nnunetv2_swipe.inference.model_folder import read_model
 from nnunetv2_swipe.inference.output_grid import OutputGrid
+from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.labels import label_dtype
 
 

@@ -16,6 +16,7 @@ from nnunetv2_swipe.files import digest, keep_json, read_json_object
 from nnunetv2_swipe.images.content import check_content
 from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.labels import as_tuple, declared_labels, require_declared
+from nnunetv2_swipe.limits import available_cpus
 
 STATISTICS_FILE = "dataset_label_statistics.json"
 """Lies beside nnU-Net's dataset_fingerprint.json."""
@@ -102,7 +103,7 @@ def label_statistics(
             content of a file have changed.
         reader_name: nnU-Net reader class of the dataset.
         label_manager: Labels or regions of the dataset.
-        num_processes: Processes to measure with.
+        num_processes: Processes to measure with; as many as the job may use, at most.
 
     Returns:
         `structure_key` of a class -> `n_cases`, and the medians over the cases that hold the class of `volume_mm3`,
@@ -121,7 +122,8 @@ def label_statistics(
         return cached["classes"]
     allowed = declared_labels(label_manager)
     jobs = [(str(file), reader_name, structures, allowed, spacings[case]) for case, file in label_files.items()]
-    with ProcessPoolExecutor(min(num_processes, max(len(jobs), 1)), mp_context=get_context("spawn")) as pool:
+    n_workers = max(1, min(num_processes, available_cpus(), len(jobs)))
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(_measure_case, *job) for job in jobs]
         measured = [f.result() for f in tqdm(futures, desc="Measuring labels")]
     classes = {name: _summarise([c[name] for c in measured if name in c]) for name in structures}

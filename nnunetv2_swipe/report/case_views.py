@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_swipe.images.content import check_content
-from nnunetv2_swipe.inference.blocks import TOTAL_UNCERTAINTY
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
 from nnunetv2_swipe.inference.geometry import Grid, box_around, grid_of_image
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
+from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY
 from nnunetv2_swipe.report.cases import Case
 from nnunetv2_swipe.report.pictures import (
     displayed_shape,

@@ -12,6 +12,7 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -20,6 +21,7 @@ from nnunetv2_swipe.environment import whole_number
 from nnunetv2_swipe.files import read_json
 from nnunetv2_swipe.freshness import outdated_copies
 from nnunetv2_swipe.images.cases import require_three_axes
+from nnunetv2_swipe.limits import available_cpus, available_threads
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.planners.self_configuration import few_points
@@ -37,6 +39,7 @@ from nnunetv2_swipe.trainers.checkpoints import (
     require_same_plan,
     with_substitutes,
 )
+from nnunetv2_swipe.training.augmentation import Repeatable
 from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
@@ -120,6 +123,7 @@ class SwIPETrainer(nnUNetTrainer):
                 among them; or they are of images with four axes.
             RuntimeError: Other folds of the model were trained with another plan.
         """
+        self._keep_to_own_processors()
         self._require_own_data()
         self._require_three_axes()
         self._warn_of_old_labels()
@@ -139,6 +143,17 @@ class SwIPETrainer(nnUNetTrainer):
         warning = few_points(self.config, self.configuration_manager.patch_size, heads)
         if warning is not None:
             self.print_to_log_file(f"WARNING: {warning}")
+
+    def _keep_to_own_processors(self) -> None:
+        """Where nnU-Net counts the machine's processors, use those that this job may use."""
+        cpus, loaders = available_cpus(), get_allowed_n_proc_DA()
+        if self.device.type == "cpu":
+            torch.set_num_threads(min(torch.get_num_threads(), available_threads()))
+        if loaders > cpus:
+            self.print_to_log_file(
+                f"SwIPE: nnU-Net loads data in {loaders} processes, but this job may use {cpus} processors. Set "
+                f"nnUNet_n_proc_DA={cpus}."
+            )
 
     def _require_own_data(self) -> None:
         """Data of a folder that has the name of another plan may have been replaced by that plan's."""
@@ -254,8 +269,8 @@ class SwIPETrainer(nnUNetTrainer):
         return data, torch.zeros(self.batch_size, channels, *size, dtype=torch.int16, device=self.device)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # noqa: ANN401
-        """nnU-Net's augmentation; transforms of intensity leave the source frame alone."""
-        return self._keep_source_frame(nnUNetTrainer.get_training_transforms(*args, **kwargs))
+        """nnU-Net's augmentation, repeatable; transforms of intensity leave the source frame alone."""
+        return Repeatable(self._keep_source_frame(nnUNetTrainer.get_training_transforms(*args, **kwargs)))
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # noqa: ANN401
         """nnU-Net's, likewise."""
