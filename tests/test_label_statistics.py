@@ -171,3 +171,10 @@ def test_a_further_case_or_other_labels_are_measured_anew(measure):
     assert measure({"a": label_map(_1=2, _2=2)}, LABELS)["1"]["n_cases"] == 1
     assert measure({"b": label_map(_1=4)}, LABELS)["1"]["n_cases"] == 2
     assert set(measure.again({"background": 0, "both": [1, 2], "second": 2}, [1, 2])) == {"(1, 2)", "2"}
+
+
+def test_cases_that_nnunet_would_store_in_one_file_are_named(measure):
+    """Before a label file is read: the labels of `a` and the image of `a_seg` are both a_seg.b2nd."""
+    measure.forbid_reading()
+    with pytest.raises(ValueError, match=r"case a and the image of the case a_seg in one file, a_seg\.b2nd"):
+        measure({"a": label_map(_1=2), "a_seg": label_map(_1=2)}, LABELS)

@@ -1,7 +1,7 @@
 """What the training labels look like: per class the volume, extent and surface-to-volume ratio, measured once."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -63,6 +63,17 @@ def _measure_case(
     return measured
 
 
+def require_distinct_files(cases: Collection[str]) -> None:
+    """ValueError if nnU-Net stores the labels of one case and the image of another in one file, CASE_seg.b2nd."""
+    for case in cases:
+        if f"{case}_seg" in cases:
+            raise ValueError(
+                f"nnU-Net would store the labels of the case {case} and the image of the case {case}_seg in one file, "
+                f"{case}_seg.b2nd. Rename the files of the case {case}_seg, or remove them if they are label maps "
+                "among the images."
+            )
+
+
 def foreground_structures(label_manager: LabelManager) -> dict[str, list[int]]:
     """The labels of every foreground class or region, by `structure_key`."""
     structures = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
@@ -96,6 +107,7 @@ def label_statistics(
         `structure_key` of a class -> `n_cases`, and the medians over the cases that hold the class of `volume_mm3`,
         `extent_mm` (per axis) and `surface_to_volume_per_mm`. A class that no case holds is left out.
     """
+    require_distinct_files(label_files)
     structures = foreground_structures(label_manager)
     newest = max((int(Path(f).stat().st_mtime) for f in label_files.values()), default=0)  # copies lose fractions
     source = {"cases": sorted(label_files), "structures": structures, "newest_label_file": newest}
