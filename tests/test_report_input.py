@@ -161,11 +161,13 @@ def test_a_label_map_of_four_axes_is_named(case):
 
 
 def test_a_label_map_in_colour_is_named(tmp_path):
-    for name in ("p_0000", "p", "t"):
+    for name in ("p_0000", "p"):
         Image.fromarray(np.zeros((8, 9, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     case = Case("p", [tmp_path / "p_0000.png"], tmp_path / "p.png", None, None)
     with pytest.raises(ValueError, match=r"p\.png has 3 channels"):
         read_case(case, NaturalImage2DIO(), STRUCTURES)
+    Image.fromarray(np.ones((8, 9), dtype=np.uint8)).save(tmp_path / "p.png")
+    assert read_case(case, NaturalImage2DIO(), STRUCTURES).prediction.shape == (1, 8, 9)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +179,12 @@ def test_a_label_map_in_colour_is_named(tmp_path):
         ("plans.json", "", r"plans\.json is not a JSON file"),
         ("plans.json", "{}", r"plans\.json lacks the key 'dataset_name'"),
         ("predict_from_raw_data_args.json", '{"list_of', r"predict_from_raw_data_args\.json is not a JSON file"),
+        ("predict_from_raw_data_args.json", '{"list_of_lists_or_source_folder": ["p"]}', "not say which images"),
+        ("predict_from_raw_data_args.json", '{"list_of_lists_or_source_folder": [[1]]}', "not say which images"),
         (
             "predict_from_raw_data_args.json",
-            '{"list_of_lists_or_source_folder": ["p_0000.nii.gz"]}',
-            "does not say which images were predicted",
+            '{"list_of_lists_or_source_folder": [["a"], ["b"]]}',
+            "no image of",
         ),
     ],
 )

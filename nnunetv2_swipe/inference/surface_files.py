@@ -57,7 +57,7 @@ def write_mesh(mesh: Mesh, file: Path, *, ras: bool = False) -> None:
     complete.
 
     Args:
-        mesh: In LPS.
+        mesh: In LPS, of at least one triangle.
         file: Where.
         ras: Write it in RAS, the coordinates of NIfTI (towards the right, front and head), instead of LPS, those of
             DICOM and ITK.

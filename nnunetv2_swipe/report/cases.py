@@ -1,5 +1,7 @@
 """Which cases a report is about: those that a model's folds were validated on, or those of a prediction folder."""
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,10 +129,13 @@ def _images(folder: Path, images: Path | None, ending: str) -> Mapping[str, list
         raise ValueError(f"The folder of the images, {source}, does not exist; name another by -i.")
     if isinstance(source, str):
         source = create_lists_from_splitted_dataset_folder(source, ending)
-    length = len("_0000" + ending)
+    named = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
     result: dict[str, list[Path]] = {}
-    for files in filter(None, source):
-        name = Path(files[0]).name[:-length]
+    for files in source:
+        match = named.fullmatch(Path(files[0]).name) if files else None
+        if match is None:  # it has another name than its label map
+            continue
+        name = match[1]
         if name in result:
             raise ValueError(
                 f"Images of two cases {name} were predicted, {result[name][0]} and {files[0]}, but there is one label "
@@ -145,6 +150,7 @@ def _predicted_images(folder: Path) -> str | list[list[str]]:
     file = folder / ARGUMENTS_FILE
     source: Any = read_json_object(file).get("list_of_lists_or_source_folder") if file.is_file() else None
     is_list = isinstance(source, list) and all(isinstance(files, list) for files in source)
+    is_list = is_list and all(isinstance(file, str) for file in itertools.chain(*source))
     if not (is_list or isinstance(source, str)):
         raise ValueError(f"{folder} does not say which images were predicted; name their folder by -i.")
     return source

@@ -118,9 +118,9 @@ def _read(read: Callable[[Any], tuple[np.ndarray, dict]], files: Any, subject: s
         values, properties = read(files)
         grid = grid_of_image(properties, values.shape[1:])
     except Exception as error:  # readers raise all kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{subject}: cannot be read ({str(error).strip() or type(error).__name__}). Is the file complete, and of "
-            "the kind that the model was trained on?"
+            f"{subject}: cannot be read ({reason}). Is it complete, and of the kind that the model was trained on?"
         ) from error
     return values, grid, "sitk_stuff" in properties or "nibabel_stuff" in properties
 
