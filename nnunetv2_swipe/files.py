@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,23 @@ def read_json(file: str | Path) -> Any:  # noqa: ANN401
     raise ValueError(f"{file} is not a JSON file ({fault}). It is damaged or was cut off; restore it.") from fault
 
 
-def read_json_object(file: str | Path) -> dict[str, Any]:
+def read_json_object(file: str | Path, required: Sequence[str] = ()) -> dict[str, Any]:
     """Read a JSON file that holds an object (a dictionary), such as a plan or dataset.json.
 
+    Args:
+        file: The file.
+        required: Keys that it must have.
+
     Raises:
-        ValueError: The file is not JSON, or holds something else; the message names it.
+        ValueError: The file is not JSON, holds something else, or lacks a key; the message names it.
         OSError: There is no such file, or no access to it.
     """
     content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; it must hold a JSON object (in braces).")
+    missing = [key for key in required if key not in content]
+    if missing:
+        raise ValueError(f"{file} lacks the key {missing[0]!r}. It is damaged or not complete; restore it.")
     return content
 
 

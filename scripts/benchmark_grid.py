@@ -16,7 +16,7 @@ from nnunetv2_swipe.inference.tiles import swipe_network
 from nnunetv2_swipe.inference.uncertainties import UNCERTAINTIES
 from nnunetv2_swipe.planners.label_statistics import foreground_structures
 from nnunetv2_swipe.report.scores import score_case
-from score_model import training_files
+from score_model import read_truth, training_files
 
 
 def measure_grid(model: Path, folds: Sequence[int], cases: Sequence[str], device: torch.device) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def measure_grid(model: Path, folds: Sequence[int], cases: Sequence[str], device
     single = _loaded(SwIPEPredictor, model, folds[:1], device, mirroring=False)
     network = swipe_network(single)
     network.config = network.config.replace(mise_levels=0)
-    files, reader = training_files(ours), ours.plans_manager.image_reader_writer_class()
+    files = training_files(ours)
     structures = foreground_structures(ours.label_manager)
     dice: dict[str, list[float]] = {key: [] for key in ("nnU-Net", "decoded", "between")}
     errors, rankings = [], []
@@ -46,17 +46,16 @@ def measure_grid(model: Path, folds: Sequence[int], cases: Sequence[str], device
     keys = ("all variances", between, *UNCERTAINTIES, "entropy of a single own-patch pass")
     for case in tqdm(cases, unit="case"):
         images = files[case]["images"]
-        truth, properties = reader.read_seg(files[case]["label"])
+        truth, grid = read_truth(ours, files[case])
         with quiet():
             (resampled,) = stock.predict_from_files_sequential([images], None)
         image = ours.encode(images)
         labels = image.labels()
-        pairs = {"nnU-Net": (resampled, truth[0]), "decoded": (labels, truth[0]), "between": (labels, resampled)}
+        pairs = {"nnU-Net": (resampled, truth), "decoded": (labels, truth), "between": (labels, resampled)}
         for key, maps in pairs.items():
-            spacing = properties["spacing"]
-            scores = score_case(*map(np.asarray, maps), structures=structures, spacing=spacing, metrics=["Dice"])
+            scores = score_case(*map(np.asarray, maps), structures=structures, spacing=grid.spacing, metrics=["Dice"])
             dice[key] += [s["Dice"] for s in scores.values()]
-        errors.append((labels != truth[0]).flatten())
+        errors.append((labels != truth).flatten())
         variances = image.uncertainty()
         p = single.encode(images).probabilities()
         entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(0)

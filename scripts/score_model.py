@@ -1,6 +1,6 @@
 """Scores of a trained model on cases: on their own grid, and on finer and coarser ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from accuracy_study import Scale
 from calibration import calibration, expected_calibration_error
+from nnunetv2_swipe.inference.geometry import Grid
 from nnunetv2_swipe.inference.grid import predict_logits_on_grid
 from nnunetv2_swipe.inference.tiles import plain_network
+from nnunetv2_swipe.labels import declared_labels
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, with_source_channels
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.label_statistics import foreground_structures
 from nnunetv2_swipe.report.scores import score_case
+from nnunetv2_swipe.report.volumes import read_image, read_labels
 
 
 class _Scores:
@@ -48,14 +51,12 @@ class _Scores:
 
 def score_cases(predictor: nnUNetPredictor, cases: Sequence[str]) -> dict[str, Any]:
     """Predict training cases from their files, as `nnUNetv2_predict` does, and score them; the ECE is over all."""
-    plans = predictor.plans_manager
-    reader = plans.image_reader_writer_class()
     files = training_files(predictor)
     scores = _Scores(predictor)
     for case in cases:
+        truth, grid = read_truth(predictor, files[case])
         ((prediction, probabilities),) = predictor.predict_from_files_sequential([files[case]["images"]], None, True)
-        truth, properties = reader.read_seg(files[case]["label"])
-        scores.add(case, prediction, probabilities, truth[0], properties["spacing"])
+        scores.add(case, prediction, probabilities, truth, grid.spacing)
     return scores.result()
 
 
@@ -69,6 +70,7 @@ def score_at_scale(predictor: nnUNetPredictor, cases: Sequence[str], scale: Scal
     files = training_files(predictor)
     scores = _Scores(predictor)
     for case in cases:
+        read_truth(predictor, files[case])  # is of the image
         data, seg, properties = preprocessor.run_case(
             files[case]["images"], files[case]["label"], plans, configuration, predictor.dataset_json
         )
@@ -101,6 +103,17 @@ def grid_logits(predictor: nnUNetPredictor, data: np.ndarray, shape: Sequence[in
         return predict_logits_on_grid(predictor, image, shape)
     native = predictor.predict_logits_from_preprocessed_data(image).float()
     return F.interpolate(native[None], tuple(shape), mode="trilinear", align_corners=False)[0]
+
+
+def read_truth(predictor: nnUNetPredictor, files: Mapping[str, Any]) -> tuple[np.ndarray, Grid]:
+    """The label map (z, y, x) of a training case and the grid of its image.
+
+    Raises:
+        ValueError: The label map is not on the image's grid or holds an undeclared label; the file is named.
+    """
+    reader = predictor.plans_manager.image_reader_writer_class()
+    image = read_image(files["images"], reader)
+    return read_labels(files["label"], reader, image, declared_labels(predictor.label_manager)), image.grid
 
 
 def training_files(predictor: nnUNetPredictor) -> dict[str, Any]:

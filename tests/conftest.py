@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +87,23 @@ def tiny_input():
         return torch.cat((frame.expand(batch, *frame.shape), image), 1)
 
     return make
+
+
+@pytest.fixture
+def full_disk():
+    """Factory of a context in which writing a file fails after 4,000 bytes, as it does on a full disk."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limited():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -220,3 +220,10 @@ def test_no_more_processes_than_the_job_may_use(measure, monkeypatch):
         monkeypatch.setattr(statistics_module, "available_cpus", lambda n=n: n)
         measure({case: label_map(_1=n % 7 + 1) for case in "abc"}, LABELS)
     assert processes == [1, min(3, default_num_processes)]
+
+
+def test_cases_that_nnunet_would_store_in_one_file_are_named(measure):
+    """Before a label file is read: the labels of `a` and the image of `a_seg` are both a_seg.b2nd."""
+    measure.forbid_reading()
+    with pytest.raises(ValueError, match=r"case a and the image of the case a_seg in one file, a_seg\.b2nd"):
+        measure({"a": label_map(_1=2), "a_seg": label_map(_1=2)}, LABELS)

@@ -359,21 +359,23 @@ def test_label_maps_of_another_grid_are_named(model, tmp_path, capsys):
 
 
 def test_what_files_are_called_cannot_change_the_page(tmp_path, browser):
-    """Names of cases and classes are text."""
-    name = "</script><script>document.title='changed'</script>"
+    """Names of cases and classes are text, without links or scripts."""
+    name = "<a href='https://example.org'>a</a></script><script>document.title='changed'</script>"
     case = Case(name, [], tmp_path, None, None)
     scores = {name: {"Dice": 0.5, "NSD": None, "size": 1.0, "true size": 1.0}}
     mask = np.ones((1, 2, 2), dtype=bool)
     seen = view([error_layer(mask, ~mask)], (1, 1, 1), np.arange(1), 1, mask)
     structures = Structures({name: (1,)}, False, None)
-    write_page(
-        Report("a title", structures, [CaseRow(case, scores, True, seen, go.Figure())]), tmp_path / "report.html"
-    )
+    figure = go.Figure([go.Scatter(y=[1, 2], name=name, showlegend=True)])
+    write_page(Report("a title", structures, [CaseRow(case, scores, True, seen, figure)]), tmp_path / "report.html")
     page = browser.new_page()
     page.goto((tmp_path / "report.html").as_uri())
     assert page.title() == "a title"
     assert page.locator("tbody td").first.inner_text() == name
     assert page.locator("#case-name").inner_text() == name
+    page.locator("#surfaces .legendtext").wait_for(timeout=60_000)
+    assert "a href" in page.locator("#surfaces .legendtext").text_content()
+    assert not page.locator("#surfaces .legend a").count()
 
 
 def test_cases_without_truth_come_last():

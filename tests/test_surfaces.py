@@ -1,5 +1,8 @@
 """Surfaces against shapes of known volume and area, and against label maps."""
 
+import itertools
+import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +14,13 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import map_coordinates
 from skimage.measure import marching_cubes
 
-from nnunetv2_swipe.commands.mesh import FORMATS, write_mesh
+from nnunetv2_swipe.commands import mesh as mesh_command
+from nnunetv2_swipe.commands.mesh import FORMATS
 from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
-from nnunetv2_swipe.inference.surfaces import extract_mesh
+from nnunetv2_swipe.inference.surface_files import file_names, write_mesh
+from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 
 
 def sphere(points):
@@ -145,6 +150,141 @@ def test_every_format_holds_the_surface(tmp_path, ending, ras):
     np.testing.assert_allclose(surface.center, (-30, 20, 5) if ras else (30, -20, 5), atol=0.01)
     assert not list(tmp_path.glob(".unfinished*"))
     assert surface.volume == pytest.approx(SHAPES["sphere"][1], rel=0.02)
+
+
+def space_of(file):
+    """The coordinates that a file says it is in, where 3D Slicer reads them with the same readers of VTK."""
+    reader = pyvista.get_reader(file)
+    surface = reader.read()
+    if file.suffix == ".vtp":
+        return list(surface.field_data["SPACE"])
+    vtk = reader.reader
+    if file.suffix == ".ply":
+        comments = [vtk.GetComments().GetValue(i) for i in range(vtk.GetComments().GetNumberOfValues())]
+    else:
+        comments = [vtk.GetHeader() if file.suffix == ".stl" else vtk.GetComment()]
+    return re.findall("SPACE=(RAS|LPS)", " ".join(comments))
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_file_says_which_coordinates_it_is_in(tmp_path, ending):
+    mesh = mesh_of(sphere, grid_around_origin((2.0, 2.0, 2.0), np.eye(3)))
+    for ras, space in ((False, "LPS"), (True, "RAS")):
+        write_mesh(mesh, tmp_path / f"sphere.{ending}", ras=ras)
+        assert space_of(tmp_path / f"sphere.{ending}") == [space]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_surface_on_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, full_disk, ending):
+    file = tmp_path / f"sphere.{ending}"
+    file.write_text("of yesterday")
+    mesh = mesh_of(sphere, grid_around_origin((1.0, 1.0, 1.0), np.eye(3)))
+    with full_disk(), pytest.raises(OSError, match=rf"sphere\.{ending} cannot be written"):
+        write_mesh(mesh, file)
+    assert file.read_text() == "of yesterday"
+    assert [f.name for f in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_triangles_of_no_area_do_not_make_a_surface_incomplete(tmp_path, ending):
+    """Vertices so near that they are one in float32."""
+    vertices = np.array([[100.0, 0, 0], [100 + 1e-9, 0, 0], [100, 1, 0], [101, 0, 1]])
+    write_mesh(Mesh(vertices, np.array([[0, 1, 2], [0, 2, 3]])), tmp_path / f"two.{ending}")
+    assert (tmp_path / f"two.{ending}").is_file()
+
+
+def test_a_link_beside_a_surface_is_not_written_through(tmp_path):
+    (tmp_path / "other").write_text("theirs")
+    (tmp_path / ".unfinished_sphere.ply").symlink_to(tmp_path / "other")
+    write_mesh(mesh_of(sphere, grid_around_origin((2.0, 2.0, 2.0), np.eye(3))), tmp_path / "sphere.ply")
+    assert (tmp_path / "other").read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a/b", "a_b"), ("Kidney", "kidney"), ("caf\u00e9", "cafe\u0301"), ("p1.", "p1 "), ("con", "_CON")],
+    ids=ascii,
+)
+def test_names_that_would_be_one_file_are_named(names):
+    with pytest.raises(ValueError, match=".*".join(re.escape(repr(name)) for name in names)):
+        file_names(names)
+
+
+def test_every_name_is_that_of_a_file_below_the_folder():
+    kept = ["liver", "left kidney", "nulla", "v1.2"]
+    names = [*kept, "..", "", "a/../b", "C:\\x", "nul", "com1.a", "tumour?", "p1.", "L\n1"]
+    found = file_names(names)
+    assert [found[name] for name in kept] == kept
+    assert len(set(found.values())) == len(names)
+    for name in found.values():
+        assert name
+        assert not re.search(r'[<>:"/\\|?*\n]|^\.|[. ]$|^(con|nul|com1)(\.|$)', name)
+
+
+class Spheres:
+    """A predictor of cases and classes, each a sphere at a place of its own, but for those that are absent."""
+
+    def __init__(self, cases, classes, absent=()):
+        self.channels = {name: number for number, name in enumerate(classes)}
+        self._cases, self._absent = list(cases), absent
+
+    def cases(self, *_):
+        return {case: ([case], None) for case in self._cases}
+
+    def encode(self, files, _):
+        (case,) = files
+        grid = grid_around_origin((2.0, 2.0, 2.0), np.eye(3))
+        mesh = extract_mesh(np.where(np.indices(grid.shape).min(0) > 3, 1.0, 0.0), grid)
+
+        def meshes(names, _):
+            for name in names:
+                centre = self.centre(case, name)
+                absent = (case, name) in self._absent
+                yield Mesh(mesh.vertices[:0], mesh.faces[:0]) if absent else Mesh(mesh.vertices + centre, mesh.faces)
+
+        return SimpleNamespace(grid=grid, meshes=meshes)
+
+    def centre(self, case, name):
+        return np.array([100.0 * self._cases.index(case), 100.0 * self.channels[name], 0])
+
+
+def write_surfaces(predictor, output, monkeypatch, *arguments):
+    output.mkdir(exist_ok=True)
+    monkeypatch.setattr(mesh_command, "make_predictor", lambda _: predictor)
+    fixed = ["-i", "in", "-o", str(output), "-d", "1", "-c", "3d_fullres", "--disable_progress_bar"]
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_swipe_mesh", *fixed, *arguments])
+    mesh_command.main()
+
+
+def test_every_case_and_class_has_a_surface_of_its_own(tmp_path, monkeypatch):
+    """Although `p1` and `left_kidney`, `p1_left` and `kidney` joined are the same."""
+    cases, classes = ("p1", "p1_left"), ("left_kidney", "kidney")
+    predictor = Spheres(cases, classes)
+    write_surfaces(predictor, tmp_path / "out", monkeypatch)
+    for case, name in itertools.product(cases, classes):
+        surface = pyvista.read(tmp_path / "out" / case / f"{name}.stl")
+        offset = np.array(surface.center) - predictor.centre(case, name)
+        assert np.abs(offset).max() < 15
+    assert len(list((tmp_path / "out").rglob("*.stl"))) == 4
+
+
+def test_a_class_that_is_not_found_removes_its_own_file_alone(tmp_path, monkeypatch):
+    """That of an earlier run."""
+    names = (("p1", "p1_left"), ("left_kidney", "kidney"))
+    write_surfaces(Spheres(*names), tmp_path / "out", monkeypatch)
+    write_surfaces(Spheres(*names, absent=[("p1_left", "kidney")]), tmp_path / "out", monkeypatch)
+    found = {file.relative_to(tmp_path / "out").as_posix() for file in (tmp_path / "out").rglob("*.stl")}
+    assert found == {"p1/left_kidney.stl", "p1/kidney.stl", "p1_left/left_kidney.stl"}
+
+
+@pytest.mark.parametrize(("cases", "classes"), [(("p", "P"), ("a",)), (("p",), ("a/b", "a_b"))], ids=str)
+def test_colliding_names_are_refused_before_the_first_case(tmp_path, monkeypatch, capsys, cases, classes):
+    predictor = Spheres(cases, classes)
+    monkeypatch.setattr(predictor, "encode", lambda *_: pytest.fail("a case was begun"))
+    with pytest.raises(SystemExit, match="1"):
+        write_surfaces(predictor, tmp_path / "out", monkeypatch)
+    assert "would be one file or folder" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_unknown_classes_are_named(ellipsoid):

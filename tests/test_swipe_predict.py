@@ -420,8 +420,9 @@ def mesh_command(root, output, *arguments, name=ABDOMEN):
 
 def test_surfaces_surround_what_is_probable(root, tmp_path):
     mesh_command(root, tmp_path / "meshes", "--classes", "organs", "--format", "ply", name=REGIONS)
-    (file,) = (tmp_path / "meshes").iterdir()
-    assert file.name == image_of(root, REGIONS).name.replace("_0000.nii.gz", "_organs.ply")
+    (file,) = (tmp_path / "meshes").rglob("*.*")
+    case = image_of(root, REGIONS).name.removesuffix("_0000.nii.gz")
+    assert file.relative_to(tmp_path / "meshes").as_posix() == f"{case}/organs.ply"
     surface = pyvista.read(file)
     assert surface.n_open_edges == 0
     image = predictor_of(root, REGIONS).encode([image_of(root, REGIONS)])

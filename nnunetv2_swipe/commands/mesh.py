@@ -2,17 +2,12 @@
 
 import argparse
 import math
-import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
-
-if TYPE_CHECKING:
-    from nnunetv2_swipe.inference.surfaces import Mesh
 
 FORMATS = ("stl", "ply", "vtp", "obj")
 
@@ -23,13 +18,14 @@ def main() -> None:
 
 
 def write_meshes(arguments: argparse.Namespace) -> None:
-    """Write CASE_CLASS.FORMAT for each case and class.
+    """Write CASE/CLASS.FORMAT for each case and class.
 
     Raises:
         ValueError: Something of the input cannot be used; it is named.
         OSError: A folder cannot be read or written.
     """
     from nnunetv2_swipe.images.headers import read_header
+    from nnunetv2_swipe.inference.surface_files import file_names, write_mesh
 
     if arguments.spacing is not None and not 0 < arguments.spacing < math.inf:
         raise ValueError(f"--spacing is {arguments.spacing}; it must be above 0.")
@@ -39,40 +35,24 @@ def write_meshes(arguments: argparse.Namespace) -> None:
         raise ValueError(f"There is no class {unknown[0]!r}; there are {', '.join(predictor.channels)}.")
     if find_spec("pyvista") is None:
         raise ValueError("Writing surfaces needs PyVista: pip install 'nnunetv2-swipe[mesh]'")
-    names = arguments.classes or list(predictor.channels)
+    names = list(dict.fromkeys(arguments.classes or predictor.channels))
     cases = predictor.cases(arguments.i, arguments.prev_stage_predictions)
     reader = predictor.plans_manager.image_reader_writer_class
     for files, _ in cases.values():  # before the first case is predicted
         header = read_header(files[0], reader)
         if header is not None and min(header.shape) == 1:
             raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
+    folders, classes = file_names(cases), file_names(names)
     for case, (files, previous) in tqdm(cases.items(), unit="case", disable=arguments.disable_progress_bar):
         image = predictor.encode(files, previous)
         for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
-            safe_name = re.sub(r"[/\\]", "_", name)
-            file = Path(arguments.o) / f"{case}_{safe_name}.{arguments.format}"
+            file = Path(arguments.o) / folders[case] / f"{classes[name]}.{arguments.format}"
             if len(mesh.faces) == 0:
                 tqdm.write(f"{case} holds no {name}.")
                 file.unlink(missing_ok=True)  # of an earlier run
                 continue
+            file.parent.mkdir(exist_ok=True)
             write_mesh(mesh, file, ras=arguments.coordinates == "RAS")
-
-
-def write_mesh(mesh: "Mesh", file: Path, *, ras: bool = False) -> None:
-    """Write a surface; the file's ending names the format (STL, PLY, VTP or OBJ).
-
-    Args:
-        mesh: In LPS.
-        file: Where.
-        ras: Write it in RAS, the coordinates of NIfTI (towards the right, front and head), instead of LPS, those of
-            DICOM and ITK.
-    """
-    from pyvista import PolyData
-
-    vertices = mesh.vertices * (-1.0, -1.0, 1.0) if ras else mesh.vertices
-    unfinished = file.with_name(f".unfinished_{file.name}")
-    PolyData.from_regular_faces(vertices, mesh.faces).save(unfinished)
-    unfinished.replace(file)
 
 
 def _parser() -> argparse.ArgumentParser:

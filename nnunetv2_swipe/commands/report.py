@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_swipe.commands.common import add_trust_argument, choose_device, run, trained_folds
 from nnunetv2_swipe.files import read_json_object
@@ -46,11 +46,12 @@ def write_report(arguments: argparse.Namespace) -> None:
     of_model = is_model_folder(folder)
     _check(arguments, output, of_model=of_model)
     model = folder if of_model else arguments.m and Path(arguments.m)
-    dataset, plan_file = (_load(model or folder, name) for name in ("dataset.json", "plans.json"))
+    dataset = _load(model or folder, "dataset.json", ["labels", "file_ending"])
+    plan_file = _load(model or folder, "plans.json", ["dataset_name", "image_reader_writer"])
     require_known_names(plan_file, {}, (model or folder) / "plans.json", trust=arguments.trust)
     plans, folds = PlansManager(plan_file), _folds(model, arguments) if model else []
     if of_model:
-        cases = cases_of_model(folder, plans.dataset_name, folds)
+        cases = cases_of_model(folder, plans.dataset_name, dataset["file_ending"], folds)
     else:
         images, truth = (None if f is None else Path(f) for f in (arguments.i, arguments.truth))
         cases = cases_of_predictions(folder, dataset["file_ending"], images, truth)
@@ -94,10 +95,10 @@ def _check(arguments: argparse.Namespace, output: Path, *, of_model: bool) -> No
             raise ValueError(f"{'--' if len(name) > 1 else '-'}{name} has no effect: {reason}.")
 
 
-def _load(folder: Path, name: str) -> dict:
+def _load(folder: Path, name: str, required: Sequence[str]) -> dict[str, Any]:
     if not (folder / name).is_file():
         raise ValueError(f"{folder} holds no {name}: it is neither the folder of a model nor one of predictions.")
-    return read_json_object(folder / name)
+    return read_json_object(folder / name, required)
 
 
 def _folds(model: Path, arguments: argparse.Namespace) -> list[str]:

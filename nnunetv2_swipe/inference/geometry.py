@@ -5,6 +5,7 @@ the patient's left, back and head), as SimpleITK and DICOM have them. Files with
 x, y and z from the origin, with the spacing that nnU-Net's reader gives them.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_POINTS_PER_AXIS = 1_000_000
 _OF_A_VOXEL = 1e-3
 """How far, in voxels of the preprocessed image, a grid may be from parallel to count as such."""
+_IN_THE_SAME_PLACE = 0.1
+"""How far apart, in voxels, points of two grids may be to count as the same: headers are rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,14 @@ class Grid:
         affine[:3, 3] = self.position_of(np.array([[part.start for part in box]], dtype=float))[0]
         z, y, x = (part.stop - part.start for part in box)
         return Grid((z, y, x), affine)
+
+    def is_same_as(self, other: "Grid") -> bool:
+        """Whether the points of another grid are in the same places, but for what headers are rounded by."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array(list(itertools.product(*[(0.0, n - 1.0) for n in self.shape])))
+        apart = np.linalg.norm(self.position_of(corners) - other.position_of(corners), axis=1)
+        return bool((apart <= _IN_THE_SAME_PLACE * min(self.spacing)).all())
 
     def is_parallel_to(self, image: "Grid") -> bool:
         """Whether its axes are those of an image, in any order."""

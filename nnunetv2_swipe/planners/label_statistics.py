@@ -1,6 +1,6 @@
 """What the training labels look like: per class the volume, extent and surface-to-volume ratio, measured once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,6 +72,17 @@ def _measure_case(
     return measured
 
 
+def require_distinct_files(cases: Collection[str]) -> None:
+    """ValueError if nnU-Net stores the labels of one case and the image of another in one file, CASE_seg.b2nd."""
+    for case in cases:
+        if f"{case}_seg" in cases:
+            raise ValueError(
+                f"nnU-Net would store the labels of the case {case} and the image of the case {case}_seg in one file, "
+                f"{case}_seg.b2nd. Rename the files of the case {case}_seg, or remove them if they are label maps "
+                "among the images."
+            )
+
+
 def foreground_structures(label_manager: LabelManager) -> dict[str, list[int]]:
     """The labels of every foreground class or region, by `structure_key`."""
     structures = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
@@ -113,6 +124,7 @@ def label_statistics(
         ValueError: A file holds a label that dataset.json does not declare; it is named.
         OSError: A file is missing.
     """
+    require_distinct_files(label_files)
     structures = foreground_structures(label_manager)
     spacings = {case: [float(s) for s in spacings_mm[case]] for case in label_files}
     cases = {case: {"sha256": digest(file), "spacing": spacings[case]} for case, file in label_files.items()}

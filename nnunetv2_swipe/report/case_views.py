@@ -1,21 +1,16 @@
 """What the report shows of a case: its scores, slices and surfaces."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunetv2_swipe.images.content import check_content
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
-from nnunetv2_swipe.inference.geometry import Grid, box_around, grid_of_image
+from nnunetv2_swipe.inference.geometry import Grid, box_around
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
-from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY
-from nnunetv2_swipe.report.cases import Case
 from nnunetv2_swipe.report.pictures import (
     displayed_shape,
     edges,
@@ -29,53 +24,11 @@ from nnunetv2_swipe.report.pictures import (
 )
 from nnunetv2_swipe.report.scores import score_case
 from nnunetv2_swipe.report.structures import Structures, css
+from nnunetv2_swipe.report.volumes import Volumes
 
 SURFACE_CELLS = 96
 """Along the longest side of what a surface is looked for in, at most."""
 METRICS = ("Dice", "NSD")
-
-
-class Volumes(NamedTuple):
-    """The files of a case, read. What is to be ignored is background in both label maps."""
-
-    image: np.ndarray
-    """(C, z, y, x)."""
-    prediction: np.ndarray
-    """Labels, (z, y, x)."""
-    truth: np.ndarray | None
-    grid: Grid
-    uncertainty: np.ndarray | None
-    """Variance of the labels (z, y, x), if it was written beside them."""
-
-    @property
-    def is_slice(self) -> bool:
-        """Whether it is an image in 2D."""
-        return self.prediction.shape[0] == 1
-
-
-def read_case(case: Case, reader: BaseReaderWriter, ignore_label: int | None) -> Volumes:
-    """Read the image and label maps of a case.
-
-    Raises:
-        ValueError: They are damaged, or not on one grid.
-    """
-    for volume in (*case.images, case.prediction, case.truth):
-        if volume is not None:
-            check_content(str(volume))
-    image, properties = reader.read_images(list(map(str, case.images)))
-    prediction = reader.read_seg(str(case.prediction))[0][0]
-    truth = None if case.truth is None else reader.read_seg(str(case.truth))[0][0]
-    file = case.prediction.parent / TOTAL_UNCERTAINTY / f"{case.name}.nii.gz"
-    uncertainty = sitk.GetArrayFromImage(sitk.ReadImage(str(file))) if file.is_file() else None
-    for found, name in ((prediction, case.prediction), (truth, case.truth), (uncertainty, file)):
-        if found is not None and found.shape != image.shape[1:]:
-            raise ValueError(
-                f"{name} has {found.shape} voxels, its image {case.images[0]} has {image.shape[1:]}. A report needs "
-                "maps on the images' own grids."
-            )
-    if truth is not None and ignore_label is not None:
-        prediction, truth = (np.where(truth == ignore_label, 0, m) for m in (prediction, truth))
-    return Volumes(image, prediction, truth, grid_of_image(properties, image.shape[1:]), uncertainty)
 
 
 def scores_of(volumes: Volumes, structures: Structures) -> dict[str, dict[str, float | None]]:

@@ -1,6 +1,6 @@
 """The report: one HTML page that needs nothing but a browser."""
 
-import json
+import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,8 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
+from nnunetv2_swipe.files import replaced
 from nnunetv2_swipe.report.cases import Case
 from nnunetv2_swipe.report.pictures import CONFUSED, FALSE_NEGATIVE, FALSE_POSITIVE
 from nnunetv2_swipe.report.plan_in_words import Setting
@@ -95,7 +97,11 @@ def worst_first(cases: Iterable[CaseRow]) -> list[CaseRow]:
 
 
 def write_page(report: Report, file: Path) -> None:
-    """Write the page; it appears when it is complete."""
+    """Write the page; it appears when it is complete.
+
+    Raises:
+        OSError: It cannot be written; a page that was there before is still there.
+    """
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     model = report.model
     page = environment.get_template("page.html").render(
@@ -118,9 +124,8 @@ def write_page(report: Report, file: Path) -> None:
             }
         ),
     )
-    unfinished = file.with_name(f".unfinished_{file.name}")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(file)
+    with replaced(file) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -133,13 +138,19 @@ def _details(case: CaseRow) -> dict[str, Any]:
     return {"name": case.case.name, "view": case.view, "surfaces": _figure(case.surfaces)}
 
 
-def _figure(figure: go.Figure | None) -> Any:  # noqa: ANN401
-    return None if figure is None else json.loads(figure.to_json())
+def _figure(figure: go.Figure | None) -> dict[str, Any] | None:
+    """What plotly draws. It would take names for HTML, with links; here they are text."""
+    if figure is None:
+        return None
+    content = figure.to_dict()
+    for trace in content["data"]:
+        trace["name"] = html.escape(trace["name"], quote=False)
+    return content
 
 
 def _embedded(value: Any) -> Markup:  # noqa: ANN401
-    """JSON that cannot end the script element it is in."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+    """JSON that cannot end the script element it is in; NaN, which JSON has not, is null."""
+    return Markup(to_json_plotly(value, engine="json").replace("<", "\\u003c"))
 
 
 def _asset(name: str) -> str:

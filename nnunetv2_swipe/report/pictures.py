@@ -39,9 +39,16 @@ def thinned(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def grey_levels(image: np.ndarray) -> np.ndarray:
-    """An image as uint8: its 0.5th percentile is black, its 99.5th white."""
-    low, high = np.percentile(image, (0.5, 99.5))
-    return (255 * np.clip((image - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+    """An image as uint8: the 0.5th percentile of its finite values is black, their 99.5th white; so is NaN black."""
+    values = image.astype(float)
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return np.zeros(image.shape, dtype=np.uint8)
+    low, high = np.percentile(finite, (0.5, 99.5))
+    if low == high:  # there is little but one value
+        low, high = finite.min(), finite.max()
+    levels = np.clip((values - low) / ((high - low) or 1), 0, 1)
+    return (255 * np.nan_to_num(levels)).astype(np.uint8)
 
 
 def image_layer(image: np.ndarray) -> dict[str, Any]:
@@ -68,8 +75,8 @@ def error_layer(prediction: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 
 def heat_layer(name: str, values: np.ndarray, low: float, high: float) -> dict[str, Any]:
-    """Values (z, y, x): transparent at `low`, yellow at `high`, red between them."""
-    levels = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    """Values (z, y, x): transparent at `low` and where there is none (NaN), yellow at `high`, red between them."""
+    levels = np.nan_to_num(np.clip((values - low) / max(high - low, 1e-9), 0, 1))
     heat = [(255, i, 0, round(_OPAQUE * math.sqrt(i / 255))) for i in range(1, 256)]
     return _layer(name, (255 * levels).round(), heat, shown=False)
 

@@ -1,5 +1,6 @@
 """The classes or regions of a dataset, and their colours."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,12 @@ class Structures:
         """Those of a plan and dataset.json."""
         labels = plans.get_label_manager(dict(dataset))
         return cls(named_structures(dataset), labels.has_regions, labels.ignore_label)
+
+    @property
+    def declared(self) -> list[int]:
+        """Every label that dataset.json declares, background and ignore label included."""
+        ignore = [] if self.ignore_label is None else [self.ignore_label]
+        return sorted({0, *itertools.chain(*self.labels.values()), *ignore})
 
     @property
     def colours(self) -> dict[str, Colour]:
