@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from nnunetv2_swipe.labels import as_tuple, declared_labels, require_declared
+from nnunetv2_swipe.processes import end_with_parent
 
 STATISTICS_FILE = "dataset_label_statistics.json"
 """Lies beside nnU-Net's dataset_fingerprint.json."""
@@ -106,7 +107,8 @@ def label_statistics(
             return cached["classes"]
     allowed = declared_labels(label_manager)
     jobs = [(str(f), reader_name, structures, allowed) for f in label_files.values()]
-    with ProcessPoolExecutor(min(num_processes, max(len(jobs), 1)), mp_context=get_context("spawn")) as pool:
+    n = min(num_processes, max(len(jobs), 1))
+    with ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         futures = [pool.submit(_measure_case, *job) for job in jobs]
         cases = [f.result() for f in tqdm(futures, desc="Measuring labels")]
     classes = {name: _summarise([c[name] for c in cases if name in c]) for name in structures}
