@@ -89,19 +89,24 @@ def replaced(file: str | Path) -> Iterator[Path]:
         OSError: The file cannot be written; the message names it.
     """
     file = Path(file)
-    try:
+    with errors_of_writing(file):
         folder = Path(tempfile.mkdtemp(prefix=_unfinished_prefix(file), dir=file.parent))
-    except OSError as error:
-        raise type(error)(error.errno, f"{file} cannot be written: {error.strerror}") from error
-    unfinished = folder / file.name
+        unfinished = folder / file.name
+        try:
+            yield unfinished
+            flush_to_disk(unfinished)
+            unfinished.replace(file)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def errors_of_writing(file: str | Path) -> Iterator[None]:
+    """Context whose OSError says that `file` cannot be written, whatever path was written to."""
     try:
-        yield unfinished
-        flush_to_disk(unfinished)
-        unfinished.replace(file)
+        yield
     except OSError as error:
         raise type(error)(error.errno, f"{file} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_unfinished(file: str | Path) -> None:

@@ -54,7 +54,7 @@ def _uncertainties(arguments: argparse.Namespace) -> tuple[str, ...]:
         return ()
     if "mirroring" in arguments.save_uncertainty and arguments.disable_tta:
         raise ValueError("--save_uncertainty mirroring: there is no mirroring with --disable_tta.")
-    if "folds" in arguments.save_uncertainty and len(arguments.f) == 1:
+    if "folds" in arguments.save_uncertainty and len(set(arguments.f)) == 1:
         raise ValueError("--save_uncertainty folds: name several folds by -f.")
     return tuple(dict.fromkeys(arguments.save_uncertainty)) or (TOTAL_UNCERTAINTY,)
 

@@ -12,51 +12,30 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.helpers import empty_cache
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from nnunetv2_swipe.images.cases import channel_names, check_case, log_notes
 from nnunetv2_swipe.images.headers import read_header
-from nnunetv2_swipe.inference.case_files import CaseFiles, remove_unfinished
+from nnunetv2_swipe.inference.case_files import remove_unfinished
+from nnunetv2_swipe.inference.case_predictor import CasePredictor
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
-from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
+from nnunetv2_swipe.inference.failures import Failures
+from nnunetv2_swipe.inference.image_folder import case_of, images_of_cases, require_places
 from nnunetv2_swipe.inference.memory import require_memory, spare_memory
 from nnunetv2_swipe.inference.model_folder import read_model
 from nnunetv2_swipe.inference.output_grid import OutputGrid
-from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY, UNCERTAINTIES
+from nnunetv2_swipe.inference.uncertainties import UNCERTAINTIES
+from nnunetv2_swipe.inference.whole_files import is_whole
 from nnunetv2_swipe.labels import label_dtype
+from nnunetv2_swipe.processes import finished_in_order
 
 
-class SwIPEPredictor(nnUNetPredictor):
+class SwIPEPredictor(CasePredictor):
     """Predicts with a model of a SwIPE trainer; everything is used as in `nnUNetPredictor`.
 
-    Label maps, and probabilities if asked for, are decoded on the output grid. Files appear when they are complete.
-
-    Args:
-        output_grid: The grid of what is written; default: that of each image.
-        uncertainties: Names of maps to write, each to a folder of its name: those of `UNCERTAINTIES`, or
-            `TOTAL_UNCERTAINTY`, their sum.
-        options: Those of `nnUNetPredictor`.
-
-    Raises:
-        ValueError: There is no such map.
+    Label maps, and probabilities if asked for, are decoded on the output grid. Files appear when they are complete. A
+    case that fails does not keep the others from being predicted. See `CasePredictor` for the arguments.
     """
-
-    def __init__(
-        self,
-        *,
-        output_grid: OutputGrid | None = None,
-        uncertainties: Sequence[str] = (),
-        **options: Any,  # noqa: ANN401
-    ) -> None:
-        super().__init__(**{"perform_everything_on_device": False, **options})  # embeddings are in main memory
-        self.output_grid = output_grid or OutputGrid()
-        self.uncertainties = tuple(dict.fromkeys(uncertainties))
-        for name in self.uncertainties:
-            if name not in (known := (*UNCERTAINTIES, TOTAL_UNCERTAINTY)):
-                raise ValueError(f"There is no map of uncertainty {name!r}; there are {', '.join(known)}.")
 
     def initialize_from_trained_model_folder(
         self,
@@ -70,7 +49,7 @@ class SwIPEPredictor(nnUNetPredictor):
 
         Args:
             model_training_output_dir: The model's folder, which holds plans.json, dataset.json and the folds.
-            use_folds: Numbers, or "all"; None: all that are trained.
+            use_folds: Numbers, or "all"; one that is named twice counts once. None: all that are trained.
             checkpoint_name: The checkpoint's file name in the folder of each fold.
             trust: Read checkpoints whatever they hold, and use whatever the plan names, also what runs code.
 
@@ -82,7 +61,8 @@ class SwIPEPredictor(nnUNetPredictor):
         """
         if use_folds is None:
             use_folds = self.auto_detect_available_folds(model_training_output_dir, checkpoint_name)
-        folds = [use_folds] if isinstance(use_folds, (int, str)) else list(use_folds)
+        named = [use_folds] if isinstance(use_folds, (int, str)) else use_folds
+        folds = list(dict.fromkeys(map(str, named)))
         if not folds:
             raise ValueError(f"{model_training_output_dir} has no {checkpoint_name} of any fold.")
         model = read_model(Path(model_training_output_dir), folds, checkpoint_name, trust=trust)
@@ -108,7 +88,8 @@ class SwIPEPredictor(nnUNetPredictor):
         files = [str(image_files)] if isinstance(image_files, (str, Path)) else list(map(str, image_files))
         previous = None if previous_stage is None else str(previous_stage)
         self._check_case(files, previous)
-        return EncodedImage(self, *self._preprocess(files, previous), keep=keep)
+        data, properties = self._preprocessor.of_files(files, previous)
+        return EncodedImage(self, torch.from_numpy(data), properties, keep=keep)
 
     def encode_array(
         self, image: np.ndarray, properties: Mapping[str, Any], previous_stage: np.ndarray | None = None
@@ -120,7 +101,8 @@ class SwIPEPredictor(nnUNetPredictor):
             properties: What the reader says of it; "spacing" (z, y, x) at least.
             previous_stage: Of a cascade, the previous stage's label map (1, z, y, x).
         """
-        return EncodedImage(self, *self._preprocess_array(image, properties, previous_stage))
+        data, properties = self._preprocessor.of_array(image, properties, previous_stage)
+        return EncodedImage(self, torch.from_numpy(data), properties)
 
     @property
     def channels(self) -> dict[str, int]:
@@ -134,44 +116,75 @@ class SwIPEPredictor(nnUNetPredictor):
             ValueError: A case lacks a channel or the previous stage's labels.
         """
         images, _, previous = self._manage_input_and_output_lists(folder, None, previous_stage)
-        ending = len("_0000" + self.dataset_json["file_ending"])
-        return {Path(f[0]).name[:-ending]: (f, p) for f, p in zip(images, previous, strict=True)}
+        ending = self.dataset_json["file_ending"]
+        return {case_of(f[0], ending): (f, p) for f, p in zip(images, previous, strict=True)}
 
-    def _preprocess(self, image_files: list[str], previous_stage: str | None) -> tuple[torch.Tensor, dict[str, Any]]:
-        return self._stacked(
-            previous_stage is not None,
-            *self._preprocessor.run_case(
-                image_files, previous_stage, self.plans_manager, self.configuration_manager, self.dataset_json
-            ),
+    def predict_from_files(
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
+        save_probabilities: bool = False,
+        overwrite: bool = True,
+        num_processes_preprocessing: int = default_num_processes,
+        num_processes_segmentation_export: int = default_num_processes,
+        folder_with_segs_from_prev_stage: str | None = None,
+        num_parts: int = 1,
+        part_id: int = 0,
+    ) -> list[Any] | None:
+        """As nnU-Net's, but a case that fails does not end the run, and missing folders of the output are made.
+
+        A full disk, a killed process and an interruption do end it.
+
+        Args:
+            list_of_lists_or_source_folder: A folder of images, or for each case the files of its channels.
+            output_folder_or_list_of_truncated_output_files: A folder, or for each case a path without ending; None: the
+                label maps are returned.
+            save_probabilities: Write, or return, probabilities as well.
+            overwrite: Predict also the cases whose files are there and whole.
+            num_processes_preprocessing: 0: none but this one.
+            num_processes_segmentation_export: Threads that write.
+            folder_with_segs_from_prev_stage: Of a cascade, the label maps of the previous stage.
+            num_parts: Of so many calls that share the cases,
+            part_id: this is number (from 0).
+
+        Returns:
+            See `predict_from_data_iterator`; None if there is nothing to predict.
+
+        Raises:
+            ValueError: Input or output cannot be used; found before the first case.
+            CasesFailed: Cases failed and the others are done; it names them, and holds what is returned otherwise.
+        """
+        source = _plain(list_of_lists_or_source_folder)
+        output = _plain(output_folder_or_list_of_truncated_output_files)
+        if output is not None:
+            output = list(map(os.path.abspath, output)) if isinstance(output, list) else output
+            self._prepare_output(source, output, folder_with_segs_from_prev_stage)
+        return super().predict_from_files(
+            source,
+            output,
+            save_probabilities,
+            overwrite,
+            num_processes_preprocessing,
+            num_processes_segmentation_export,
+            folder_with_segs_from_prev_stage,
+            num_parts,
+            part_id,
         )
 
-    def _preprocess_array(
-        self, image: np.ndarray, properties: Mapping[str, Any], previous_stage: np.ndarray | None
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        return self._stacked(
-            previous_stage is not None,
-            *self._preprocessor.run_case_npy(
-                image,
-                previous_stage,
-                dict(properties),
-                self.plans_manager,
-                self.configuration_manager,
-                self.dataset_json,
-            ),
-        )
-
-    @property
-    def _preprocessor(self) -> DefaultPreprocessor:
-        return self.configuration_manager.preprocessor_class(verbose=self.verbose_preprocessing)
-
-    def _stacked(
-        self, cascade: bool, data: np.ndarray, seg: np.ndarray, properties: dict[str, Any]
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The preprocessed image, in a cascade with the previous stage's labels one-hot behind it."""
-        if cascade:
-            one_hot = convert_labelmap_to_one_hot(seg[0], self.label_manager.foreground_labels, data.dtype)
-            data = np.concatenate((data, one_hot))
-        return torch.from_numpy(data), properties
+    def _prepare_output(
+        self, source: str | list[list[str]], output: str | list[str], previous_stage: str | None
+    ) -> None:
+        """Make the folders of the output; ValueError, before that, if it is not clear what will lie where."""
+        ending = self.dataset_json["file_ending"]
+        images = images_of_cases(source, ending) if isinstance(source, str) else source
+        if isinstance(output, str):
+            outputs = [str(Path(output) / case_of(files[0], ending)) for files in images]
+        else:
+            outputs = output
+        inputs = [source if isinstance(source, str) else None, previous_stage]
+        require_places(images, outputs, ending, inputs=inputs)
+        for folder in {Path(file).parent for file in outputs}:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def _manage_input_and_output_lists(
         self,
@@ -188,13 +201,17 @@ class SwIPEPredictor(nnUNetPredictor):
         Raises:
             ValueError: A case lacks a channel or the previous stage's labels, or the output does not fit on the disk.
         """
-        output = output_folder_or_list_of_truncated_output_files
-        try:
-            images, outputs, previous = super()._manage_input_and_output_lists(
-                list_of_lists_or_source_folder, output, folder_with_segs_from_prev_stage, True, part_id, num_parts
-            )
-        except IndexError as error:
-            raise ValueError(f"Images must be named CASE_0000{self.dataset_json['file_ending']} and so on.") from error
+        source = list_of_lists_or_source_folder
+        if isinstance(source, str):
+            source = images_of_cases(source, self.dataset_json["file_ending"])
+        images, outputs, previous = super()._manage_input_and_output_lists(
+            source,
+            output_folder_or_list_of_truncated_output_files,
+            folder_with_segs_from_prev_stage,
+            True,
+            part_id,
+            num_parts,
+        )
         if outputs and not overwrite:
             predicted = [self._is_predicted(Path(o), save_probabilities) for o in outputs]
             for done in compress(outputs, predicted):
@@ -209,12 +226,12 @@ class SwIPEPredictor(nnUNetPredictor):
         return images, outputs, previous
 
     def _is_predicted(self, output: Path, save_probabilities: bool) -> bool:
-        """Whether all files of a case are there."""
+        """Whether all files of a case are there and whole."""
         files = [f"{output.name}{self.dataset_json['file_ending']}"]
         if save_probabilities:
-            files.append(f"{output.name}.npz")
+            files += [f"{output.name}.npz", f"{output.name}.pkl"]
         files += [f"{name}/{output.name}.nii.gz" for name in self.uncertainties]
-        return all((output.parent / file).is_file() for file in files)
+        return all(is_whole(output.parent / file, self._reader) for file in files)
 
     def _check_case(self, files: Sequence[str], previous_stage: str | None) -> None:
         """ValueError if the headers of a case's files show that it cannot be predicted."""
@@ -260,20 +277,18 @@ class SwIPEPredictor(nnUNetPredictor):
         seg_from_prev_stage_files: list[str | None],
         output_filenames_truncated: list[str] | None,
         num_processes: int,
-    ) -> Iterable[dict[str, Any]]:
-        """As nnU-Net's; without processes the images are preprocessed here."""
-        arguments = (input_list_of_lists, seg_from_prev_stage_files, output_filenames_truncated)
-        if num_processes:
-            return super()._internal_get_data_iterator_from_lists_of_filenames(*arguments, num_processes)
-        return self._preprocessed(*arguments)
-
-    def _preprocessed(
-        self, images: list[list[str]], previous: list[str | None], outputs: list[str] | None
     ) -> Iterator[dict[str, Any]]:
-        names: Sequence[str | None] = outputs or [None] * len(images)
-        for files, segmentation, output in zip(images, previous, names, strict=True):
-            data, properties = self._preprocess(files, segmentation)
-            yield {"data": data, "data_properties": properties, "ofile": output}
+        """As nnU-Net's; a case that cannot be preprocessed holds its "error" instead of data."""
+        outputs: Sequence[str | None] = output_filenames_truncated or [None] * len(input_list_of_lists)
+        preprocess = self._preprocessor.in_worker if num_processes else self._preprocessor.of_files
+        jobs = list(zip(input_list_of_lists, seg_from_prev_stage_files, strict=True))
+        found = finished_in_order(preprocess, jobs, min(num_processes, len(jobs)))
+        for (files, _), output, future in zip(jobs, outputs, found, strict=True):
+            case: dict[str, Any] = {"files": files, "ofile": output, "error": future.exception()}
+            if case["error"] is None:
+                data, properties = future.result()
+                case |= {"data": torch.from_numpy(data), "data_properties": properties}
+            yield case
 
     def predict_from_data_iterator(
         self,
@@ -286,22 +301,34 @@ class SwIPEPredictor(nnUNetPredictor):
         Returns:
             For each case None if its files were written, else its label map or, with `save_probabilities`, the label
             map and the probabilities.
+
+        Raises:
+            CasesFailed: Cases failed and the others are done; it names them, and holds what is returned otherwise.
         """
-        results: list[Future] = []
+        results: list[Future | None] = []
+        failures = Failures(verbose=self.verbose)
         with ThreadPoolExecutor(max(1, num_processes_segmentation_export)) as writers:
             for case in data_iterator:
-                busy = {r for r in results if not r.done()}
                 most = num_processes_segmentation_export
-                if save_probabilities and not self._several_fit(case["data_properties"], most + 1):
+                if save_probabilities and "data" in case and not self._several_fit(case["data_properties"], most + 1):
                     most = 0
-                while len(busy) > most:
-                    busy = wait(busy, return_when=FIRST_COMPLETED).not_done
-                for result in results:
-                    if result.done():
-                        result.result()  # a file that cannot be written ends the run now
-                results.append(self._predict_case(case, writers, save_probabilities=save_probabilities))
+                _wait_for_writers(results, most)
+                case.setdefault("files", [case["ofile"] or f"case {len(results) + 1}"])
+                results.append(self._begun(case, failures, writers, save_probabilities=save_probabilities))
         empty_cache(self.device)
-        return [result.result() for result in results]
+        found = [result and result.result() for result in results]
+        failures.raise_if_any(len(found), found)
+        return found
+
+    def _begun(
+        self, case: dict[str, Any], failures: Failures, writers: ThreadPoolExecutor, *, save_probabilities: bool
+    ) -> Future | None:
+        """Predict a case and begin to write it; None if it could not be predicted."""
+        writing: Future | None = None
+        with failures.of(case["files"][0]):
+            write = self._predict_case(case, save_probabilities=save_probabilities)
+            writing = writers.submit(failures.of(case["files"][0])(write))
+        return writing
 
     def _several_fit(self, properties: Mapping[str, Any], n: int) -> bool:
         """Whether the probabilities of `n` cases may be kept in memory."""
@@ -317,10 +344,9 @@ class SwIPEPredictor(nnUNetPredictor):
         folder_with_segs_from_prev_stage: str | None = None,
     ) -> list[Any] | None:
         """As `predict_from_files`, without further processes."""
-        output = output_folder_or_list_of_truncated_output_files
         return self.predict_from_files(
             list_of_lists_or_source_folder,
-            list(map(os.path.abspath, output)) if isinstance(output, list) else output,
+            output_folder_or_list_of_truncated_output_files,
             save_probabilities,
             overwrite,
             num_processes_preprocessing=0,
@@ -328,64 +354,17 @@ class SwIPEPredictor(nnUNetPredictor):
             folder_with_segs_from_prev_stage=folder_with_segs_from_prev_stage,
         )
 
-    def predict_single_npy_array(
-        self,
-        input_image: np.ndarray,
-        image_properties: dict,
-        segmentation_previous_stage: np.ndarray | None = None,
-        output_file_truncated: str | None = None,
-        save_or_return_probabilities: bool = False,
-    ) -> Any:  # noqa: ANN401
-        """As nnU-Net's; the label map is on the output grid."""
-        data, properties = self._preprocess_array(input_image, image_properties, segmentation_previous_stage)
-        case = {"data": data, "data_properties": properties, "ofile": output_file_truncated}
-        return self.predict_from_data_iterator([case], save_or_return_probabilities, 0)[0]
 
-    def _predict_case(self, case: dict[str, Any], writers: ThreadPoolExecutor, *, save_probabilities: bool) -> Future:
-        data, output = case["data"], case["ofile"]
-        if isinstance(data, str):  # nnU-Net's queues pass large arrays as files
-            file = Path(data)
-            data = torch.from_numpy(np.load(file))
-            file.unlink()
-        image = EncodedImage(self, data, case["data_properties"], keep=bool(self.uncertainties))
-        grid = self.output_grid.of(image.grid)
-        if output is None:
-            found = self._labels_and_probabilities(image, grid) if save_probabilities else image.labels(grid)
-            return writers.submit(lambda: found)
-        if self.allow_tqdm:
-            print(f"Predicting {Path(output).name}")
-        properties = case["data_properties"]
-        if grid is not image.grid:
-            properties = properties_on_grid(properties, grid)
-        with CaseFiles(Path(output)).removed_on_error() as files:
-            if self.uncertainties:
-                maps = image.uncertainty(grid)
-                for name in self.uncertainties:
-                    values = maps.sum(0) if name == TOTAL_UNCERTAINTY else maps[UNCERTAINTIES.index(name)]
-                    files.write_map(name, values, grid)
-            if save_probabilities:
-                labels, probabilities = self._labels_and_probabilities(image, grid)
-            else:
-                labels = image.labels(grid, files.empty_label_map(grid.shape, label_dtype(self.label_manager)))
-                probabilities = None
-        return writers.submit(self._write, files, grid, labels, probabilities, properties)
+def _plain(place: Any) -> Any:  # noqa: ANN401
+    """A folder as a string, as nnU-Net takes it; lists as they are."""
+    return str(place) if isinstance(place, Path) else place
 
-    def _labels_and_probabilities(self, image: EncodedImage, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        probabilities = image.probabilities(grid)
-        labels = np.asarray(self.label_manager.convert_probabilities_to_segmentation(probabilities))
-        return labels.astype(label_dtype(self.label_manager)), probabilities
 
-    def _write(
-        self,
-        files: CaseFiles,
-        grid: Grid,
-        labels: np.ndarray,
-        probabilities: np.ndarray | None,
-        properties: dict[str, Any],
-    ) -> None:
-        ending, writer = self.dataset_json["file_ending"], self.plans_manager.image_reader_writer_class()
-        with files.removed_on_error():
-            if probabilities is not None:
-                files.write_probabilities(probabilities, properties)
-            files.write_labels(labels, grid, ending, writer, properties)
-            files.finish(ending)
+def _wait_for_writers(results: Sequence[Future | None], most: int) -> None:
+    """Wait until no more results than `most` are unfinished; an error that ends the run is raised."""
+    busy = {result for result in results if result is not None and not result.done()}
+    while len(busy) > most:
+        busy = wait(busy, return_when=FIRST_COMPLETED).not_done
+    for result in results:
+        if result is not None and result.done():
+            result.result()

@@ -17,6 +17,7 @@ from nnunetv2_swipe.images.content import check_content
 from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.labels import as_tuple, declared_labels, require_declared
 from nnunetv2_swipe.limits import available_cpus
+from nnunetv2_swipe.processes import end_with_parent
 
 STATISTICS_FILE = "dataset_label_statistics.json"
 """Lies beside nnU-Net's dataset_fingerprint.json."""
@@ -135,7 +136,7 @@ def label_statistics(
     allowed = declared_labels(label_manager)
     jobs = [(str(file), reader_name, structures, allowed, spacings[case]) for case, file in label_files.items()]
     n_workers = max(1, min(num_processes, available_cpus(), len(jobs)))
-    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         futures = [pool.submit(_measure_case, *job) for job in jobs]
         measured = [f.result() for f in tqdm(futures, desc="Measuring labels")]
     classes = {name: _summarise([c[name] for c in measured if name in c]) for name in structures}

@@ -86,6 +86,7 @@ class PreprocessedData:
             planned = self._configuration.spacing
             target = [*spacing[: len(spacing) - len(planned)], *planned]
             shape = compute_new_shape(properties["shape_after_cropping_and_before_resampling"], spacing, target)
+
         except Exception:  # damaged files raise errors of nearly every kind
             return False
-        return shapes == {tuple(shape)}
+        return shapes == {tuple(max(1, n) for n in shape)}

@@ -1,12 +1,14 @@
 """SwIPEPreprocessor: nnU-Net's preprocessing, plus what SwIPE needs at prediction."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -63,14 +65,18 @@ class SwIPEPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: dict | str,
     ) -> tuple[np.ndarray, np.ndarray, dict]:
-        """As nnU-Net's, with checked input.
+        """As nnU-Net's, with checked input; an image thinner than half a voxel of the plan becomes one voxel there.
 
         Raises:
             ValueError: The image holds NaN or infinity, or the segmentation an undeclared label.
         """
         dataset_json = read_json_object(dataset_json) if isinstance(dataset_json, str) else dataset_json
         _check_case(data, seg, plans_manager, dataset_json)
-        return super().run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
+        spacing = _spacing_of_a_voxel(data, properties["spacing"], plans_manager, configuration_manager)
+        data, seg, found = super().run_case_npy(
+            data, seg, {**properties, "spacing": spacing}, plans_manager, configuration_manager, dataset_json
+        )
+        return data, seg, {**found, "spacing": properties["spacing"]}
 
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
@@ -127,6 +133,29 @@ def _check_case(data: np.ndarray, seg: np.ndarray | None, plans_manager: PlansMa
     if seg is not None:
         declared = declared_labels(plans_manager.get_label_manager(dataset_json))
         require_declared(seg, declared, "the segmentation")
+
+
+def _spacing_of_a_voxel(
+    data: np.ndarray,
+    spacing: Sequence[float],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+) -> list[float]:
+    """The spacing of an image (C, z, y, x), larger along axes that would have no voxel of the plan's spacing.
+
+    nnU-Net rounds the number of voxels, to none if all voxels that are not zero are thinner together than half a voxel
+    of the plan. With the spacing returned there is one.
+    """
+    result = list(map(float, spacing))
+    wanted = configuration_manager.spacing
+    for axis, target in zip(plans_manager.transpose_forward[-len(wanted) :], wanted, strict=True):
+        if compute_new_shape([1], [result[axis]], [target])[0] > 0:
+            continue
+        occupied = np.flatnonzero((data != 0).any(tuple(i for i in range(4) if i != axis + 1)))
+        n = occupied[-1] - occupied[0] + 1 if len(occupied) else data.shape[axis + 1]  # what nnU-Net crops to
+        if compute_new_shape([n], [result[axis]], [target])[0] == 0:
+            result[axis] = target / n
+    return result
 
 
 def _dataset_json_of_plan(preprocessed: Path, raw: Path) -> dict[str, Any]:
