@@ -134,6 +134,16 @@ def narrow(plans):
             block.update(NARROW, features_per_stage=[16] * n, n_blocks_per_stage=[1] * n)
 
 
+def dates(folder):
+    """When each file of a folder was written last."""
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()}
+
+
+def preprocess(number, plans=PLANS, configuration="3d_fullres"):
+    """Preprocess a dataset in this process."""
+    call_command("nnUNetv2_preprocess", "-d", number, "-plans_name", plans, "-c", configuration, "-np", 1)
+
+
 def make_trainer(trainer, dataset, configuration, *, plans=PLANS, fold=0, edit=None, continues=False):
     """A trainer as nnUNetv2_train makes it (--c: `continues`); `edit` changes the plan's configuration first."""
     content = json.loads(plans_file(dataset, plans).read_text()) | {"continue_training": continues}

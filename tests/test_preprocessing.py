@@ -1,7 +1,6 @@
 """Preprocessing: nnU-Net's own data, the source frame where it belongs, checked input, shared folders."""
 
 import json
-import os
 import shutil
 from copy import deepcopy
 
@@ -13,11 +12,12 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from nnunet_helpers import (
     ABDOMEN,
     PLANS,
-    call_command,
+    dates,
     edit_json,
     nnunet_folders,
     plan,
     plans_file,
+    preprocess,
     read_labels,
     write_phantom,
     write_volume,
@@ -163,62 +163,11 @@ def test_undeclared_label_is_named(image, labels, tmp_path):
         run_case(SwIPEPreprocessor, image, file)
 
 
-def stamps(folder):
-    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()}
-
-
-def preprocess():
-    call_command("nnUNetv2_preprocess", "-d", 901, "-plans_name", PLANS, "-c", "3d_fullres", "-np", 1)
-
-
-def age(folder):
-    for file in folder.iterdir():
-        os.utime(file, (10**9, 10**9))
-
-
-def lose_a_file(folder):
-    (folder / f"{CASE}_seg.b2nd").unlink()
-
-
-def swap_cases(folder):
-    """Data of another spacing differ in shape; so do those of another case."""
-    other = CASE.replace("000", "001")
-    for ending in (".b2nd", "_seg.b2nd"):
-        shutil.copy(folder / f"{other}{ending}", folder / f"{CASE}{ending}")
-
-
-def keep_a_case_that_is_no_more(folder):
-    for ending in (".b2nd", "_seg.b2nd", ".pkl"):
-        shutil.copy(folder / f"{CASE}{ending}", folder / f"gone{ending}")
-
-
-def test_shared_data_are_made_again_after_a_change_of_the_labels(data_folder):
-    """Or of the channels."""
-    before = stamps(data_folder)
-    os.utime(data_folder.parents[2] / "nnUNet_raw" / ABDOMEN / "dataset.json")
-    preprocess()
-    assert all(stamps(data_folder)[name] > before[name] for name in before)
-
-
 def test_shared_data_are_kept_when_up_to_date(data_folder):
-    before = stamps(data_folder)
-    preprocess()
-    assert stamps(data_folder) == before
+    before = dates(data_folder)
+    preprocess(901)
+    assert dates(data_folder) == before
     assert [f.name for f in data_folder.parent.iterdir() if f.name.startswith(f"{PLANS}_")] == []
-
-
-@pytest.mark.parametrize("damage", [age, lose_a_file, swap_cases, keep_a_case_that_is_no_more])
-def test_shared_data_are_made_again_when_not(data_folder, damage):
-    before = stamps(data_folder)
-    shapes = {c: nnUNetDatasetBlosc2(str(data_folder), [c]).load_case(c)[0].shape for c in (CASE, "abdomen_001")}
-    assert len(set(shapes.values())) == 2
-    damage(data_folder)
-    preprocess()
-    after = stamps(data_folder)
-    assert set(after) == set(before)
-    assert all(after[name] > before[name] for name in before)
-    for case, shape in shapes.items():
-        assert nnUNetDatasetBlosc2(str(data_folder), [case]).load_case(case)[0].shape == shape
 
 
 def edit(path, value):
@@ -293,22 +242,29 @@ def test_data_of_another_plan_are_not_replaced(data_folder):
     """As after nnUNetv2_move_plans_between_datasets, which leaves the name of the folder."""
     other = json.loads(plans_file(ABDOMEN, "nnUNetPlans").read_text()) | {"plans_name": "Other"}
     other["configurations"]["3d_fullres"]["spacing"] = [4.0, 4.0, 4.0]
-    before = stamps(data_folder)
+    before = dates(data_folder)
     file = plans_file(ABDOMEN, "Other")
     file.write_text(json.dumps(other))
     try:
         with pytest.raises(ValueError, match=r"(?s)'Other' uses the data in nnUNetPlans_3d_fullres.* -tp "):
-            preprocess()
+            preprocess(901)
     finally:
         file.unlink()
-    assert stamps(data_folder) == before
+    assert dates(data_folder) == before
 
 
-def test_plans_are_told_from_other_files(tmp_path):
+def test_plans_are_told_from_other_files(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nnunetv2_swipe.files._PAUSE_S", 0)
     plan_of = {"configurations": {}}
-    for name, content in {"Own": plan_of, "Other": plan_of, "splits_final": [], "dataset": {"labels": {}}}.items():
+    contents = {"Own": plan_of, "Other": plan_of, "Odd": {"configurations": [1]}, "List": [], "a": {"labels": {}}}
+    for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "splits_final.json").write_text('[{"train": [')  # another fold is writing it
+    (tmp_path / "._Other.json").write_bytes(b"\x00\x05\x16\x07\xff")  # of macOS
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "notes.json").touch()
     assert other_plans(tmp_path, "Own") == {"Other": plan_of}
+    assert [record.getMessage().split(" is not")[0] for record in caplog.records] == [str(tmp_path / "notes.json")]
 
 
 def test_data_of_a_plan_whose_name_begins_alike_are_kept(data_folder):
@@ -321,9 +277,9 @@ def test_data_of_a_plan_whose_name_begins_alike_are_kept(data_folder):
     edit_json(other, edit((*IN_CONFIGURATION, "data_identifier"), longer.name))
     try:
         edit_json(plans_file(ABDOMEN), edit((*IN_CONFIGURATION, "data_identifier"), longer.name))
-        before = stamps(longer)
-        preprocess()
-        assert stamps(longer) == before
+        before = dates(longer)
+        preprocess(901)
+        assert dates(longer) == before
     finally:
         other.unlink()
         plans_file(ABDOMEN).write_text(plans)

@@ -12,6 +12,7 @@ from nnunet_helpers import (
     MODEL,
     ON_CPU,
     PLANS,
+    dates,
     geometry,
     make_folders,
     read_labels,
@@ -53,10 +54,6 @@ def schedule(epochs, iterations):
     }
 
 
-def stamps(folder):
-    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()}
-
-
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """A dataset planned by nnU-Net's planner and then by ours."""
@@ -66,7 +63,7 @@ def planned(tmp_path_factory):
     preprocessed = root / "nnUNet_preprocessed" / ABDOMEN
     arguments = ("-d", 901, "-c", "3d_fullres", "-np", 2)
     run_command("nnUNetv2_plan_and_preprocess", *arguments, "-npfp", 2, variables=variables)
-    before = stamps(preprocessed / "nnUNetPlans_3d_fullres")
+    before = dates(preprocessed / "nnUNetPlans_3d_fullres")
     run_command("nnUNetv2_plan_and_preprocess", *arguments, "-pl", "SwIPEPlanner", variables=variables)
     return SimpleNamespace(root=root, variables=variables, preprocessed=preprocessed, before=before)
 
@@ -78,7 +75,7 @@ def test_our_planner_adds_a_plan_and_leaves_nnunets_data_alone(planned):
         assert configuration["swipe"]["patch_size"]
         assert configuration["data_identifier"] == stock["configurations"][name]["data_identifier"]
         assert "swipe" not in stock["configurations"][name]
-    assert stamps(planned.preprocessed / "nnUNetPlans_3d_fullres") == planned.before
+    assert dates(planned.preprocessed / "nnUNetPlans_3d_fullres") == planned.before
     assert not list(planned.preprocessed.glob(f"{PLANS}_*"))
     assert (planned.preprocessed / "dataset_label_statistics.json").is_file()
 

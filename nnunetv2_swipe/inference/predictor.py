@@ -328,7 +328,7 @@ class SwIPEPredictor(CasePredictor):
         with failures.of(case["files"][0]):
             write = self._predict_case(case, save_probabilities=save_probabilities)
             writing = writers.submit(failures.of(case["files"][0])(write))
-        return writing
+        return writing  # noqa: RET504  (an error leaves the block above)
 
     def _several_fit(self, properties: Mapping[str, Any], n: int) -> bool:
         """Whether the probabilities of `n` cases may be kept in memory."""
