@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -19,17 +18,13 @@ from torch import nn
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.environment import whole_number
 from nnunetv2_swipe.files import read_json
-from nnunetv2_swipe.freshness import outdated_copies
-from nnunetv2_swipe.images.cases import require_three_axes
 from nnunetv2_swipe.limits import available_cpus, available_threads
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
 from nnunetv2_swipe.planners.self_configuration import few_points
-from nnunetv2_swipe.planners.shared_data import other_plans, require_alike
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.datasets import PLAIN_DATASETS
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
-from nnunetv2_swipe.stored_cases import read_properties, require_only_cases, stored_cases
 from nnunetv2_swipe.trainers.checkpoints import (
     DamagedCheckpointError,
     plain_numbers,
@@ -39,6 +34,7 @@ from nnunetv2_swipe.trainers.checkpoints import (
     require_same_plan,
     with_substitutes,
 )
+from nnunetv2_swipe.trainers.training_data import require_trainable, warning_of_old_labels
 from nnunetv2_swipe.training.augmentation import Repeatable
 from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
@@ -124,10 +120,11 @@ class SwIPETrainer(nnUNetTrainer):
             RuntimeError: Other folds of the model were trained with another plan.
         """
         self._keep_to_own_processors()
-        self._require_own_data()
-        self._require_three_axes()
-        self._warn_of_old_labels()
+        data = Path(self.preprocessed_dataset_folder)
+        require_trainable(data, self.plans_manager.plans, self.configuration_manager.configuration)
         self._require_plan_of_other_folds()
+        dataset, ending = self.plans_manager.dataset_name, self.dataset_json["file_ending"]
+        self._warn(warning_of_old_labels(data, dataset, ending) if self.local_rank == 0 else None)
         super().initialize()
         self.batch_loss = BatchLoss(self.network, self.loss)
         framed = self.config.source_coordinates
@@ -140,7 +137,9 @@ class SwIPETrainer(nnUNetTrainer):
             f"SwIPE: {parameters / 1e6:.2f} M parameters, {precision}, settings {self.config.to_dict()}"
         )
         heads = self.label_manager.num_segmentation_heads
-        warning = few_points(self.config, self.configuration_manager.patch_size, heads)
+        self._warn(few_points(self.config, self.configuration_manager.patch_size, heads))
+
+    def _warn(self, warning: str | Exception | None) -> None:
         if warning is not None:
             self.print_to_log_file(f"WARNING: {warning}")
 
@@ -155,29 +154,6 @@ class SwIPETrainer(nnUNetTrainer):
                 f"nnUNet_n_proc_DA={cpus}."
             )
 
-    def _require_own_data(self) -> None:
-        """Data of a folder that has the name of another plan may have been replaced by that plan's."""
-        plans, configuration = self.plans_manager.plans, self.configuration_manager.configuration
-        name = plans["plans_name"]
-        if configuration["data_identifier"] not in [f"{name}_{c}" for c in plans["configurations"]]:
-            require_alike(plans, configuration, other_plans(Path(self.preprocessed_dataset_folder_base), name))
-        require_only_cases(self.preprocessed_dataset_folder)
-
-    def _warn_of_old_labels(self) -> None:
-        """Validation is scored against nnU-Net's copies of the labels, which it renews by their dates alone."""
-        if self.local_rank != 0 or not nnUNet_raw.is_set():
-            return
-        folder, ending = Path(self.preprocessed_dataset_folder_base), self.dataset_json["file_ending"]
-        raw = Path(nnUNet_raw) / self.plans_manager.dataset_name / "labelsTr"
-        labels = {case: raw / f"{case}{ending}" for case in stored_cases(self.preprocessed_dataset_folder)}
-        outdated = outdated_copies(labels, folder / "gt_segmentations", ending)
-        if outdated:
-            copy, label = next(iter(outdated.items()))
-            self.print_to_log_file(
-                f"WARNING: {len(outdated)} label files were changed after nnU-Net copied them; {copy} differs from "
-                f"{label}. Validation will be scored against the old ones. Delete {copy.parent} and preprocess again."
-            )
-
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split. Another fold may be writing the file just now; it is waited for.
 
@@ -188,12 +164,6 @@ class SwIPETrainer(nnUNetTrainer):
         if self.fold != "all" and splits.is_file():
             read_json(splits)
         return super().do_split()
-
-    def _require_three_axes(self) -> None:
-        """Of images with four axes nnU-Net's final validation can write nothing; the first case tells of all."""
-        folder = Path(self.preprocessed_dataset_folder)
-        for case in stored_cases(folder)[:1]:
-            require_three_axes(read_properties(folder / f"{case}.pkl"), case)
 
     def _require_plan_of_other_folds(self) -> None:
         """All folds share the model folder's plan, which each training writes anew."""
@@ -381,7 +351,7 @@ class SwIPETrainer(nnUNetTrainer):
         files = with_substitutes(filename_or_checkpoint) if resumes else [filename_or_checkpoint]
         file, checkpoint, damaged = read_first_whole(files, trust=is_trusted_by_environment())
         for error in damaged:
-            self.print_to_log_file(f"WARNING: {error}")
+            self._warn(error)
         if damaged:
             self.print_to_log_file(f"SwIPE: going on from {file}, after epoch {checkpoint['current_epoch'] - 1}.")
         self._require_same_plan(checkpoint, f"The checkpoint {file}")
