@@ -176,9 +176,13 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
     file = Path(nnUNet_results) / manager.dataset_name / model / "plans.json"
     if not file.is_file():
         return None
+    try:
+        plans = read_json_object(file)
+    except ValueError:  # of a killed training, or on a full disk; training writes it anew, and checkpoints are compared
+        return None
     current = resolved_configuration(manager.plans, configuration)
     try:
-        stored = resolved_configuration(read_json_object(file), configuration)
+        stored = resolved_configuration(plans, configuration)
         check_configuration(stored)
         block = stored.pop(PLAN_KEY, None)
         for c in (stored, current):
