@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+
 
 def rotation(*angles):
     """Direction cosines of turns about x, y and z, in degrees."""
@@ -90,6 +92,14 @@ def any_plan(transpose=(0, 1, 2), *, spacing=(1.1, 0.9, 1.0), reader="SimpleITKI
         "file_ending": ".nii.gz",
     }
     return plans, plans.get_configuration("3d_fullres"), dataset
+
+
+def any_predictor(**options):
+    """A predictor of such a plan without a network: what it needs of one is `Interpolated`."""
+    predictor = SwIPEPredictor(allow_tqdm=False)
+    predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json = any_plan(**options)
+    predictor.label_manager = predictor.plans_manager.get_label_manager(predictor.dataset_json)
+    return predictor
 
 
 def preprocessed(file, transpose=(0, 1, 2), **options):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
-from analytic_shapes import any_plan
+from analytic_shapes import any_plan, any_predictor
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -18,7 +18,6 @@ from nnunetv2_swipe.images.content import check_content
 from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.images.nifti import CHUNK
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
-from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 from nnunetv2_swipe.planners.label_statistics import label_statistics
 from nnunetv2_swipe.preprocessing import SwIPEPreprocessor
 
@@ -133,14 +132,6 @@ def test_a_damaged_label_map_is_not_measured(damaged, tmp_path, monkeypatch):
             reader_name="SimpleITKIO",
             label_manager=LabelManager({"background": 0, "any": 1}, None),
         )
-
-
-def any_predictor(**options):
-    """A predictor without a network: it can check its input, and no more."""
-    predictor = SwIPEPredictor(allow_tqdm=False)
-    predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json = any_plan(**options)
-    predictor.label_manager = predictor.plans_manager.get_label_manager(predictor.dataset_json)
-    return predictor
 
 
 def test_a_small_file_that_simpleitk_does_not_open_is_named_as_damaged(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
-from analytic_shapes import CENTRE, Interpolated, any_plan, preprocessed, write_ellipsoid
+from analytic_shapes import CENTRE, Interpolated, any_plan, any_predictor, preprocessed, write_ellipsoid
 from nibabel.testing import data_path
 from nnunet_helpers import nnunet_folders
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
@@ -22,6 +22,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunetv2_swipe.commands.mesh import write_meshes
+from nnunetv2_swipe.commands.predict import _output_grid
 from nnunetv2_swipe.images.cases import check_case, check_dataset
 from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.inference import encoded_image
@@ -121,11 +123,8 @@ class TestTiltedGantry:
         )
 
     def test_with_an_upright_qform_is_warned_of(self, tmp_path, caplog):
-        image = nibabel.Nifti1Image(VALUES, None)
-        image.set_sform(tilted(), 1)
-        image.set_qform(AFFINE, 1)
         file = str(tmp_path / "case_0000.nii.gz")
-        nibabel.save(image, file)
+        upright_qform(file)
         label = save(tmp_path / "case.nii.gz", LABELS)
         with caplog.at_level(logging.WARNING):
             check(file, label)
@@ -207,6 +206,38 @@ def test_nifti_2_is_read_by_nibabel_alone(tmp_path, image):
     shipped = f"{data_path}/example_nifti2.nii.gz"  # of four axes
     with pytest.raises(ValueError, match=r"has 4 axes.*one file per channel"):
         read_header(shipped, NibabelIO)
+
+
+def upright_qform(file):
+    image = nibabel.Nifti1Image(VALUES, None)
+    image.set_sform(tilted(), 1)
+    image.set_qform(AFFINE, 1)
+    nibabel.save(image, file)
+
+
+USABLE = {
+    "an upright qform": (upright_qform, "SimpleITKIO"),
+    "a further axis": (lambda f: save(f, VALUES[..., None]), "SimpleITKIO"),
+    "big-endian": (lambda f: save(f, header=nibabel.Nifti1Header(endianness=">")), "SimpleITKIO"),
+    "one slice in 2D": (lambda f: save(f, VALUES[:, :, 0]), "SimpleITKIO"),
+    "sheared": (lambda f: save(f, affine=tilted()), "NibabelIO"),
+    "NIfTI-2": (lambda f: save(f, kind=nibabel.Nifti2Image), "NibabelIO"),
+}
+
+
+@pytest.mark.parametrize("kind", USABLE)
+def test_what_can_be_used_is_predicted_on_its_own_grid(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(encoded_image, "TiledImage", Interpolated)
+    write, reader = USABLE[kind]
+    file, output = tmp_path / "case_0000.nii.gz", tmp_path / "out" / "case"
+    write(file)
+    output.parent.mkdir()
+    predictor = any_predictor(reader=reader, spacing=(4.0, 3.0, 2.0))
+    predictor.predict_from_files_sequential([[str(file)]], [str(output)])
+    reader = predictor.plans_manager.image_reader_writer_class
+    image, labels = (read_header(str(f), reader) for f in (file, output.with_name("case.nii.gz")))
+    assert labels.shape == image.shape
+    np.testing.assert_allclose(labels.grid.affine, image.grid.affine, atol=1e-5)
 
 
 ORIENTATIONS = [
@@ -354,3 +385,27 @@ def test_a_photograph_read_by_simpleitk_says_what_it_is(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((20, 30, 3), np.uint8), isVector=True), file)
     with pytest.raises(ValueError, match="holds 3 numbers per voxel"):
         check_case([file], SimpleITKIO, ["R", "G", "B"])
+
+
+def test_surfaces_of_one_slice_are_refused_before_the_first_case(tmp_path, monkeypatch):
+    files = [save(tmp_path / "a_0000.nii.gz"), save(tmp_path / "b_0000.nii.gz", VALUES[:, :, :1])]
+    predictor = SimpleNamespace(
+        channels={"a": 1},
+        cases=lambda *_: {file: ([file], None) for file in files},
+        plans_manager=SimpleNamespace(image_reader_writer_class=SimpleITKIO),
+        encode=lambda *_: pytest.fail("a case was begun"),
+    )
+    monkeypatch.setattr("nnunetv2_swipe.commands.mesh.make_predictor", lambda _: predictor)
+    monkeypatch.setattr("nnunetv2_swipe.commands.mesh.find_spec", lambda _: object())
+    arguments = SimpleNamespace(
+        spacing=None, classes=None, i="", prev_stage_predictions=None, disable_progress_bar=True
+    )
+    with pytest.raises(ValueError, match=r"b_0000\.nii\.gz is of one slice; surfaces need volumes"):
+        write_meshes(arguments)
+
+
+def test_a_grid_to_predict_on_that_cannot_be_read_is_named(tmp_path):
+    file = save(tmp_path / "grid.nii.gz", np.stack([VALUES, VALUES], -1))
+    arguments = SimpleNamespace(like=file, spacing=None, size=None)
+    with pytest.raises(ValueError, match=r"grid\.nii\.gz has 4 axes"):
+        _output_grid(arguments, any_predictor())

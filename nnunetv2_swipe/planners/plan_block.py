@@ -137,7 +137,7 @@ def with_swipe_block(
                 'network. Set "source_coordinates" to false, or "preprocessor_name" to "DefaultPreprocessor".'
             )
         entry["preprocessor_name"] = FRAME_PREPROCESSOR
-    elif configured["preprocessor_name"] == FRAME_PREPROCESSOR:
+    elif data_preprocessor(configured) == STOCK_PREPROCESSOR:  # ours checks its input
         entry["preprocessor_name"] = SWIPE_PREPROCESSOR
     return plan
 
