@@ -19,7 +19,6 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_swipe.commands.mesh import write_meshes
@@ -31,7 +30,7 @@ from nnunetv2_swipe.labels import require_declared, require_writable
 from nnunetv2_swipe.planners import SwIPEPlanner
 from nnunetv2_swipe.planners.label_statistics import label_statistics
 from nnunetv2_swipe.preprocessing import SwIPEPreprocessor
-from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
+from nnunetv2_swipe.trainers.training_data import require_trainable
 
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 3.0, 0, 12], [0, 0, 4.0, 5], [0, 0, 0, 1]])
 VALUES = np.random.default_rng(0).normal(size=(10, 12, 14)).astype(np.float32)
@@ -187,9 +186,9 @@ def test_four_axes_that_nnunet_preprocessed_are_refused_before_training(tmp_path
     preprocessor = DefaultPreprocessor(verbose=False)
     configuration.configuration["patch_size"] = [8, 8, 8]
     preprocessor.run_case_save(str(data / "case"), [file], label, plans, configuration, dataset)
-    trainer = SimpleNamespace(preprocessed_dataset_folder=str(data), dataset_class=nnUNetDatasetBlosc2)
+    plan = {"plans_name": "p", "configurations": {"c": {}}}
     with pytest.raises(ValueError, match=r"image of the case case has 4 axes.*one file per channel"):
-        SwIPETrainer._require_three_axes(trainer)
+        require_trainable(data, plan, {"data_identifier": "p_c"})
 
 
 def test_big_endian_files_are_read_as_others(tmp_path, image):

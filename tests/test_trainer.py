@@ -200,6 +200,9 @@ def test_a_further_fold_takes_the_block_of_the_model_folder():
     edit_json(plans, lambda p: p["configurations"]["3d_fullres"]["swipe"].pop("n_spo"))
     with pytest.raises(ValueError, match=r"plans\.json, of folds trained before: SwIPE plan: key 'n_spo' is missing"):
         make(plans="nnUNetPlans", fold=1)
+    plans.write_text("")  # of a killed training
+    assert make(plans="nnUNetPlans", fold=1).config.n_points == derived
+    first.on_train_start()
     # but not after the configuration itself has changed
     replanned = make(plans="nnUNetPlans", fold=1, edit=lambda c: c.update(batch_size=c["batch_size"] + 1))
     assert replanned.config.n_points == derived
