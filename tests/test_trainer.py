@@ -250,10 +250,10 @@ def test_another_preprocessor_brings_no_source_coordinates():
     assert trainer.configuration_manager.preprocessor_name == "AnotherPreprocessor"
 
 
-def test_without_source_coordinates_no_frame_is_asked_for():
-    """Not even on the plan of a model folder that has them."""
-    frame = "SwIPEPreprocessor_withSourceFrame"
-    trainer = make(trainers.SwIPETrainer_noSourceCoordinates, edit=lambda c: c.update(preprocessor_name=frame))
+@pytest.mark.parametrize("name", ["SwIPEPreprocessor_withSourceFrame", "DefaultPreprocessor"])
+def test_without_source_coordinates_no_frame_is_asked_for(name):
+    """Not even on the plan of a model folder that has them; input is checked all the same."""
+    trainer = make(trainers.SwIPETrainer_noSourceCoordinates, edit=lambda c: c.update(preprocessor_name=name))
     assert trainer.configuration_manager.preprocessor_name == "SwIPEPreprocessor"
 
 
