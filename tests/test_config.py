@@ -85,7 +85,7 @@ def test_a_number_that_is_not_finite_is_named(tiny_config, key, value):
         ("backbone", "ResNet", ", ".join(map(repr, BACKBONES))),
         ("norm_op", "LayerNorm", "InstanceNorm"),
         ("decoding", "nearest", "blended"),
-        ("strides", (), "at least one stage"),
+        ("strides", (), "1 to 16 stages"),
         ("strides", ((3, 3, 3), (2, 2, 2)), "3 powers of two"),
         ("strides", ((2, 2), (2, 2)), "3 powers of two"),
         ("kernel_sizes", ((3, 3, 3),), "2 stages of 3 odd numbers"),

@@ -18,8 +18,12 @@ def test_what_is_not_set_is_the_default(monkeypatch):
     assert whole_number(NAME, 3, lowest=1) == 3
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "ten", "", " ", "²", "٣", "1_000", "1e3", "nan", "inf", "9" * 10, "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["0", "-1", "1.5", "ten", "", " ", "²", "٣", "1_000", "1e3", "nan", "inf", "9" * 10, "9" * 5000]
+)
 def test_anything_else_is_named(monkeypatch, text):
     monkeypatch.setenv(NAME, text)
-    with pytest.raises(ValueError, match=f"^The environment variable {NAME} is '.*'; it must be a whole number from 1 to"):
+    with pytest.raises(
+        ValueError, match=f"^The environment variable {NAME} is '.*'; it must be a whole number from 1 to"
+    ):
         whole_number(NAME, 3, lowest=1)

@@ -78,7 +78,10 @@ def test_the_plan_and_the_dataset_decide_norm_and_regions():
         ({"patch_size": [40], "spacing": [1.0]}, r"'patch_size' is \[40\]"),
         ({"architecture": {}}, "'architecture' is {}; allowed: .* 'arch_kwargs'"),
         ({"architecture": {"arch_kwargs": {"strides": [[1, 1, 1]]}}}, "'kernel_sizes' is None"),
-        ({"architecture": {"arch_kwargs": {"strides": [[1, 1]]}}}, r"'strides' is \[\[1, 1\]\]; allowed: for each stage 3"),
+        (
+            {"architecture": {"arch_kwargs": {"strides": [[1, 1]]}}},
+            r"'strides' is \[\[1, 1\]\]; allowed: for each stage 3",
+        ),
     ],
 )
 def test_plan_of_another_version_or_with_nonsense_is_refused_by_key(change, named):

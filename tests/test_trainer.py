@@ -415,7 +415,7 @@ def test_fewer_points_than_the_rule_gives_for_the_classes_are_logged():
     assert f'"n_points" is 100, less than 64 for each of {heads} classes' in log
     usual = make()
     usual.initialize()
-    assert ("n_points\" is" in Path(usual.log_file).read_text()) == (usual.config.n_points < 64 * heads)
+    assert ('n_points" is' in Path(usual.log_file).read_text()) == (usual.config.n_points < 64 * heads)
 
 
 @pytest.mark.parametrize(

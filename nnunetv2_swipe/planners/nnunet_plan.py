@@ -69,7 +69,9 @@ def with_inherited(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     visited: list[str] = []
     while True:
         if not isinstance(name, str) or name not in configurations:
-            wrong = f"'inherits_from' of {visited[-1]!r} is {name!r}" if visited else f"'configurations' has no {name!r}"
+            wrong = (
+                f"'inherits_from' of {visited[-1]!r} is {name!r}" if visited else f"'configurations' has no {name!r}"
+            )
             raise ValueError(f"nnU-Net plan: {wrong}; allowed: one of {', '.join(configurations)}.")
         if name in visited:
             raise _error("inherits_from", name, f"no circle (here {' -> '.join([*visited, name])})")
