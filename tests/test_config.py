@@ -4,10 +4,11 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
-from nnunetv2_swipe.config import BACKBONES, OF_DECODING, OF_TRAINING, SwIPEConfig
+from nnunetv2_swipe.config import BACKBONES, OF_DECODING, OF_TRAINING, RANGES, SwIPEConfig
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -147,3 +148,10 @@ def test_no_value_can_be_changed_in_place(tiny_config):
 def test_total_strides_accumulate_per_axis(tiny_config):
     config = tiny_config(strides=((1, 2, 2), (2, 2, 4)))
     assert config.total_strides() == [(1, 2, 2), (2, 4, 8)]
+
+
+def test_the_docs_tell_every_range():
+    rows = (Path(__file__).parents[1] / "docs" / "plan.md").read_text().split("## What is allowed")[1].splitlines()
+    for key, (low, high) in RANGES.items():
+        (row,) = [r for r in rows if r.startswith("|") and f"`{key}`" in r.split("|")[1]]
+        assert f" {low} to {high:,} " in row

@@ -12,6 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
+from nnunetv2_swipe.environment import whole_number
 from nnunetv2_swipe.labels import require_consecutive
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
@@ -45,6 +46,16 @@ class SwIPEPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
+
+    @staticmethod
+    def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> float:  # noqa: ANN401, N802
+        """As nnU-Net's, which computes with as many threads as training data are loaded by.
+
+        Raises:
+            ValueError: nnUNet_n_proc_DA is no such number.
+        """
+        whole_number("nnUNet_n_proc_DA", 1, lowest=1)
+        return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Add SwIPE's blocks and shared data folders, then save as nnU-Net does."""
