@@ -31,7 +31,7 @@ def check_plan(plans: Mapping[str, Any], configuration_name: str) -> None:
     Raises:
         ValueError: A key is missing, or its value is not possible; the message names it and what is allowed.
     """
-    _require(plans, _rules_of_plan())
+    _require({"label_manager": "LabelManager", **plans}, _rules_of_plan())  # nnU-Net's default
     forward, backward = plans["transpose_forward"], plans["transpose_backward"]
     if [forward[i] for i in backward] != [0, 1, 2]:
         raise _error("transpose_backward", backward, f"the inverse of 'transpose_forward' {forward}")
@@ -69,10 +69,8 @@ def with_inherited(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     visited: list[str] = []
     while True:
         if not isinstance(name, str) or name not in configurations:
-            wrong = (
-                f"'inherits_from' of {visited[-1]!r} is {name!r}" if visited else f"'configurations' has no {name!r}"
-            )
-            raise ValueError(f"nnU-Net plan: {wrong}; allowed: one of {', '.join(configurations)}.")
+            asked = f"'inherits_from' of {visited[-1]!r}" if visited else "what is asked for of 'configurations'"
+            raise ValueError(f"nnU-Net plan: {asked} is {name!r}; allowed: one of {', '.join(configurations)}.")
         if name in visited:
             raise _error("inherits_from", name, f"no circle (here {' -> '.join([*visited, name])})")
         configuration = configurations[name]
