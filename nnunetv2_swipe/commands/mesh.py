@@ -10,6 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_swipe.commands.common import add_model_arguments, make_predictor, run
+from nnunetv2_swipe.inference.failures import Failures
+from nnunetv2_swipe.inference.image_headers import grid_of_file
 from nnunetv2_swipe.inference.surfaces import Mesh
 
 FORMATS = ("stl", "ply", "vtp", "obj")
@@ -26,6 +28,7 @@ def write_meshes(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: Something of the input cannot be used; it is named.
         OSError: A folder cannot be read or written.
+        CasesFailed: Cases failed and the others are done; it names them.
     """
     if arguments.spacing is not None and not 0 < arguments.spacing < math.inf:
         raise ValueError(f"--spacing is {arguments.spacing}; it must be above 0.")
@@ -37,18 +40,23 @@ def write_meshes(arguments: argparse.Namespace) -> None:
         raise ValueError("Writing surfaces needs PyVista: pip install 'nnunetv2-swipe[mesh]'")
     names = arguments.classes or list(predictor.channels)
     cases = predictor.cases(arguments.i, arguments.prev_stage_predictions)
+    for files, _ in cases.values():
+        grid = grid_of_file(files[0])
+        if grid is not None and min(grid.shape) == 1:
+            raise ValueError(f"{files[0]} is of one slice; surfaces need volumes. Move it to another folder.")
+    failures = Failures(verbose=arguments.verbose)
     for case, (files, previous) in tqdm(cases.items(), unit="case", disable=arguments.disable_progress_bar):
-        image = predictor.encode(files, previous)
-        if min(image.grid.shape) == 1:
-            raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
-        for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
-            safe_name = re.sub(r"[/\\]", "_", name)
-            file = Path(arguments.o) / f"{case}_{safe_name}.{arguments.format}"
-            if len(mesh.faces) == 0:
-                tqdm.write(f"{case} holds no {name}.")
-                file.unlink(missing_ok=True)  # of an earlier run
-                continue
-            write_mesh(mesh, file, ras=arguments.coordinates == "RAS")
+        with failures.of(files[0]):
+            image = predictor.encode(files, previous)
+            for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
+                safe_name = re.sub(r"[/\\]", "_", name)
+                file = Path(arguments.o) / f"{case}_{safe_name}.{arguments.format}"
+                if len(mesh.faces) == 0:
+                    tqdm.write(f"{case} holds no {name}.")
+                    file.unlink(missing_ok=True)  # of an earlier run
+                    continue
+                write_mesh(mesh, file, ras=arguments.coordinates == "RAS")
+    failures.raise_if_any(len(cases))
 
 
 def write_mesh(mesh: Mesh, file: Path, *, ras: bool = False) -> None:

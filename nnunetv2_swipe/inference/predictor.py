@@ -139,7 +139,6 @@ class SwIPEPredictor(CasePredictor):
             CasesFailed: Cases failed and the others are done; it names them, and holds what is returned otherwise.
         """
         source, output = list_of_lists_or_source_folder, output_folder_or_list_of_truncated_output_files
-        source, output = (str(place) if isinstance(place, Path) else place for place in (source, output))
         if output is not None:
             output = list(map(os.path.abspath, output)) if isinstance(output, list) else output
             self._prepare_output(source, output, folder_with_segs_from_prev_stage)
@@ -311,10 +310,11 @@ class SwIPEPredictor(CasePredictor):
         self, case: dict[str, Any], failures: Failures, writers: ThreadPoolExecutor, *, save_probabilities: bool
     ) -> Future | None:
         """Predict a case and begin to write it; None if it could not be predicted."""
+        writing = None
         with failures.of(case["files"][0]):
             write = self._predict_case(case, save_probabilities=save_probabilities)
-            return writers.submit(failures.of(case["files"][0])(write))
-        return None
+            writing = writers.submit(failures.of(case["files"][0])(write))
+        return writing
 
     def _several_fit(self, properties: Mapping[str, Any], n: int) -> bool:
         """Whether the probabilities of `n` cases may be kept in memory."""
