@@ -229,6 +229,22 @@ def test_label_maps_are_not_written_among_the_input(make, images, tmp_path, monk
     assert not list(images.glob("*.json"))
 
 
+def test_label_maps_of_a_previous_stage_are_refused_where_there_is_none(make, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(SwIPEPredictor, "_check_case", never)
+    with pytest.raises(ValueError, match=r"no second stage of a cascade, so it cannot use elsewhere"):
+        make().predict_from_files_sequential(
+            str(images), str(tmp_path / "out"), folder_with_segs_from_prev_stage="elsewhere"
+        )
+
+
+def test_a_file_without_the_number_of_a_channel_is_named_before_work(make, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(SwIPEPredictor, "_check_case", never)
+    shutil.copy(images / "good_0000.nii.gz", images / "good.nii.gz")
+    with pytest.raises(ValueError, match=r"holds good.nii.gz, without the number of a channel"):
+        make().predict_from_files_sequential(str(images), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_equal_names_of_two_folders_are_refused_in_every_part_of_the_cases(make, images, tmp_path, monkeypatch):
     monkeypatch.setattr(SwIPEPredictor, "_check_case", never)
     shutil.copytree(images, tmp_path / "others")
