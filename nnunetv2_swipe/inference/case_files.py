@@ -100,11 +100,19 @@ class CaseFiles:
                 values, place = _as_in_file(labels, stuff) if "original_orientation" in stuff else (labels, grid)
                 _write_nifti(values[0] if len(stuff.get("spacing", ())) == 2 else values, place, file)
             else:
-                self._reader.write_seg(labels, str(file), properties)
-                if ending.lower() not in NIFTI and not np.array_equal(self._reader.read_seg(str(file))[0][0], labels):
-                    raise OSError(errno.EIO, "other labels are read from it than were written. Is the disk full?")
+                self._write_by_reader(labels, file, properties)
         if isinstance(labels, np.memmap):
             labels._mmap.close()  # type: ignore[attr-defined]  # Windows does not delete what is mapped
+
+    def _write_by_reader(self, labels: np.ndarray, file: Path, properties: dict[str, Any]) -> None:
+        """Write a label map with nnU-Net's writer; what is not NIfTI is read again and compared."""
+        try:
+            self._reader.write_seg(labels, str(file), properties)
+        except RuntimeError as error:  # ITK's
+            is_full = os.strerror(errno.ENOSPC) in str(error)
+            raise OSError(errno.ENOSPC if is_full else errno.EIO, " ".join(str(error).split())) from error
+        if not file.name.lower().endswith(NIFTI) and not np.array_equal(self._reader.read_seg(str(file))[0][0], labels):
+            raise OSError(errno.EIO, "other labels are read from it than were written. Is the disk full?")
 
     def write_map(self, name: str, values: np.ndarray, grid: Grid) -> None:
         """Write a map (z, y, x) of float32 as `NAME/CASE.nii.gz`, apart from the label maps."""
