@@ -64,3 +64,11 @@ def test_the_folder_of_the_input_is_no_output_also_behind_a_link(folder, tmp_pat
     for output in (images, str(tmp_path / "link"), f"{images}/../images"):
         with pytest.raises(ValueError, match=r"The output folder .*images is also that of the images"):
             require_places([[f"{images}/a_0000{NII}"]], [f"{output}/a"], NII, inputs=[None, images])
+
+
+@pytest.mark.parametrize("name", ["dataset", "plans"])
+def test_the_spacing_of_a_tiff_does_not_replace_a_file_of_nnunet(name):
+    images, outputs = [[f"in/{name}_0000.tif"]], [f"out/{name}"]
+    with pytest.raises(ValueError, match=rf"in/{name}_0000\.tif would replace nnU-Net's out/{name}\.json"):
+        require_places(images, outputs, ".tif", inputs=[])
+    require_places([[f"in/{name}_0000.nii.gz"]], outputs, ".nii.gz", inputs=[])
