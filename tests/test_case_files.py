@@ -126,11 +126,14 @@ def test_a_label_map_that_is_cut_off_is_not_whole(tmp_path, reader, ending):
     elif reader is Tiff3DIO:
         image = tmp_path / "a_0000.tif"
         Tiff3DIO().write_seg(random_labels((40, 50, 60)), str(image), {"spacing": (3.0, 1.0, 1.0)})
+        (tmp_path / "a_0000.json").rename(tmp_path / "a.json")  # of an image it is called after the case
     else:
         image = write_input(tmp_path / f"a_0000{ending}", np.eye(3), (40, 50, 60))
-    labels, _ = write_case(tmp_path / "a", reader(), image, ending)
-    file = tmp_path / f"a{ending}"
-    np.testing.assert_array_equal(reader().read_seg(str(file))[0][0], labels)
+    labels, _ = write_case(tmp_path / "out" / "a", reader(), image, ending)
+    file = tmp_path / "out" / f"a{ending}"
+    found, properties = reader().read_seg(str(file))
+    np.testing.assert_array_equal(found[0], labels)
+    assert properties["spacing"][0] == {".tif": 3, ".png": 999}.get(ending, 2.5)  # TIFF's lies beside it
     assert is_whole(file, reader())
     content = file.read_bytes()
     for n in (0, 10, len(content) // 2, len(content) - 40):
