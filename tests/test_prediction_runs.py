@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunet_helpers import call_command, read_labels
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tiny_models import fail_by_name, tiny_predictor, write_image
 
 from nnunetv2_swipe.commands import mesh, predict
@@ -279,15 +278,18 @@ def test_a_relative_output_needs_no_folder(make, images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "used"), [((0, 0), ("0",)), ((0, "0", 1), ("0", "1")), (("all",), ("all",)), ("all", "all"), (None, None)]
+    ("asked", "used"), [((0, 0), ["0"]), ((0, "0", 1), ["0", "1"]), (("all",), ["all"]), ("all", ["all"]), (0, ["0"])]
 )
 def test_a_fold_that_is_named_twice_counts_once(monkeypatch, make, asked, used):
     found = []
-    monkeypatch.setattr(
-        nnUNetPredictor, "initialize_from_trained_model_folder", lambda *arguments: found.append(arguments[2])
-    )
-    monkeypatch.setattr(predictor_module, "swipe_network", lambda _: None)
-    make().initialize_from_trained_model_folder("model", asked)
+
+    def read_model(folder, folds, *_, **__):
+        found.append(folds)
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(predictor_module, "read_model", read_model)
+    with pytest.raises(FileNotFoundError, match="model"):
+        make().initialize_from_trained_model_folder("model", asked)
     assert found == [used]
 
 
