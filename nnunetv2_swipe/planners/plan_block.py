@@ -182,12 +182,7 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
         return None
     current = resolved_configuration(manager.plans, configuration)
     try:
-<<<<<<< HEAD
         stored = resolved_configuration(plans, configuration)
-        check_configuration(stored)
-=======
-        stored = resolved_configuration(read_json_object(file), configuration)
->>>>>>> plans
         block = stored.pop(PLAN_KEY, None)
         for c in (stored, current):
             c["preprocessor_name"] = data_preprocessor(c)
