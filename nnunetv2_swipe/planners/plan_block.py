@@ -168,7 +168,7 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
     """The block an earlier fold of this model was trained with, if its configuration was the same.
 
     Raises:
-        ValueError: The folder's plan cannot be read, or the block is not valid (any more); the message names the file.
+        ValueError: It is not valid (any more); the message names the file.
     """
     if not nnUNet_results.is_set():
         return None
