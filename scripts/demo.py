@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo_figure import write_figure
+from nnunetv2_swipe.limits import available_cpus
 from phantom import ABDOMEN_NAME, FUNDUS_NAME, write_phantoms
 
 # (epochs, iterations per epoch), for about two minutes in 3D and one in 2D on two CPU cores.
@@ -28,10 +29,11 @@ SIZE_SCALE = 0.6  # smaller volumes and images than `phantom.py` makes by defaul
 PLANNER, PLANS, TRAINER = "SwIPEPlanner", "nnUNetSwIPEPlans", "SwIPETrainer"
 FOLD = "0"
 LOG_LINES_ON_FAILURE = 30
-PROCESSES = str(min(4, os.cpu_count() or 1))
+CPUS = available_cpus()
+PROCESSES = str(min(4, CPUS))
 # Suited to a laptop; the defaults of nnU-Net are for a workstation. Compiling would take longer than the training.
 ENVIRONMENT_DEFAULTS = {
-    "nnUNet_n_proc_DA": "2" if (os.cpu_count() or 1) > 4 else "0",  # with few cores loaders only compete
+    "nnUNet_n_proc_DA": "2" if CPUS > 4 else "0",  # with few cores loaders only compete
     "nnUNet_def_n_proc": PROCESSES,
     "nnUNet_compile": "f",
     "MPLBACKEND": "Agg",

@@ -124,7 +124,7 @@ def test_memory_by_environment(monkeypatch, variables, megabytes):
 def test_memory_by_ulimit(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_AS: (12345, -1)}[which])
     assert limits.main_memory() == 2 * memory.spare_memory() == 12345
-    with pytest.raises(ValueError, match=r"A map would take 0\.2 GB of memory, and there are 0\.0 GB"):
+    with pytest.raises(ValueError, match=r"A map would take 0\.2 GB of memory, and this job may use 0\.0 GB"):
         memory.require_memory(2e8, "A map")
 
 

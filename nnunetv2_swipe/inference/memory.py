@@ -9,10 +9,10 @@ def spare_memory() -> float:
 
 
 def require_memory(n_bytes: float, what: str) -> None:
-    """ValueError if something takes more than the machine's main memory."""
+    """ValueError if something takes more than the main memory that this job may use."""
     memory = main_memory()
     if n_bytes > memory:
         raise ValueError(
-            f"{what} would take {n_bytes / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f} GB. Ask for a "
-            "coarser grid."
+            f"{what} would take {n_bytes / 1e9:,.1f} GB of memory, and this job may use {memory / 1e9:,.1f} GB. "
+            "Ask for a coarser grid."
         )
