@@ -102,17 +102,25 @@ def require_known_names(
     """
     if trust:
         return
-    for key, (kind, package, base) in _KINDS.items():
+    for key, (kind, _, _) in _KINDS.items():
         values = {**plans, **configuration}.get(key)
         for name in values if isinstance(values, list) else [values]:
-            if name is not None and not _is_known(name, package, base):
+            if name is not None and not is_known(key, name):
                 raise ValueError(
                     f"{file}: {key!r} is {name!r}, which is no {kind} that is installed here. Restore the plan, or "
                     "install what it needs. If you trust whoever made the model, use --trust."
                 )
 
 
-def _is_known(name: object, package: str, base: type | None) -> bool:
+def is_known(key: str, name: object) -> bool:
+    """Whether the name of a reader, preprocessor and so on is that of one that nnU-Net finds here.
+
+    Args:
+        key: The key of a plan that gives the name: "image_reader_writer", "label_manager", "preprocessor_name",
+            "normalization_schemes" (of one channel) or "resampling_fn_...".
+        name: The name.
+    """
+    _, package, base = _KINDS[key]
     if not (isinstance(name, str) and name.isidentifier()):
         return False
     folder = Path(nnunetv2.__path__[0], *package.split("."))

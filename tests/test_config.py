@@ -4,10 +4,11 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
-from nnunetv2_swipe.config import BACKBONES, OF_DECODING, OF_TRAINING, SwIPEConfig
+from nnunetv2_swipe.config import BACKBONES, OF_DECODING, OF_TRAINING, RANGES, SwIPEConfig
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -85,7 +86,7 @@ def test_a_number_that_is_not_finite_is_named(tiny_config, key, value):
         ("backbone", "ResNet", ", ".join(map(repr, BACKBONES))),
         ("norm_op", "LayerNorm", "InstanceNorm"),
         ("decoding", "nearest", "blended"),
-        ("strides", (), "at least one stage"),
+        ("strides", (), "1 to 16 stages"),
         ("strides", ((3, 3, 3), (2, 2, 2)), "3 powers of two"),
         ("strides", ((2, 2), (2, 2)), "3 powers of two"),
         ("kernel_sizes", ((3, 3, 3),), "2 stages of 3 odd numbers"),
@@ -147,3 +148,10 @@ def test_no_value_can_be_changed_in_place(tiny_config):
 def test_total_strides_accumulate_per_axis(tiny_config):
     config = tiny_config(strides=((1, 2, 2), (2, 2, 4)))
     assert config.total_strides() == [(1, 2, 2), (2, 4, 8)]
+
+
+def test_the_docs_tell_every_range():
+    rows = (Path(__file__).parents[1] / "docs" / "plan.md").read_text().split("## What is allowed")[1].splitlines()
+    for key, (low, high) in RANGES.items():
+        (row,) = [r for r in rows if r.startswith("|") and f"`{key}`" in r.split("|")[1]]
+        assert f" {low} to {high:,} " in row

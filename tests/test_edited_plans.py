@@ -114,6 +114,7 @@ POSSIBLE_OF_NNUNET = {
     ("dataset_name", "string"),
     ("plans_name", "string"),
     ("data_identifier", "string"),
+    ("label_manager", "missing"),
     ("batch_dice", "true"),
     ("use_mask_for_norm", "first true"),
     ("spacing", "first fraction"),
@@ -258,7 +259,7 @@ def test_a_block_that_is_no_object_is_named(value):
     ("value", "path", "expected"),
     [
         (3, ("configurations", NAME), "'3d_fullres' is 3; allowed: an object"),
-        (MISSING, ("configurations", NAME), "'configurations' has no '3d_fullres'; allowed: one of 3d_lowres"),
+        (MISSING, ("configurations", NAME), "of 'configurations' is '3d_fullres'; allowed: one of 3d_lowres"),
         ("3d_cascade_fullres", ("configurations", NAME, "inherits_from"), "no circle .here 3d_fullres -> 3d_casc"),
         ("3d_none", ("configurations", NAME, "inherits_from"), "'inherits_from' of '3d_fullres' is '3d_none'"),
         (16.5, ("configurations", NAME, "patch_size", 1), r"'patch_size' is \[40, 16.5, 40\]; allowed: 2 or 3 whole"),

@@ -3,6 +3,7 @@
 import pytest
 
 from nnunetv2_swipe.environment import whole_number
+from nnunetv2_swipe.planners import SwIPEPlanner
 
 NAME = "SWIPE_TEST_NUMBER"
 
@@ -27,3 +28,11 @@ def test_anything_else_is_named(monkeypatch, text):
         ValueError, match=f"^The environment variable {NAME} is '.*'; it must be a whole number from 1 to"
     ):
         whole_number(NAME, 3, lowest=1)
+
+
+@pytest.mark.parametrize("text", ["0", "many"])
+def test_planning_names_a_number_of_threads_that_is_none(monkeypatch, text):
+    """nnU-Net's memory estimate takes it from a variable of the data loading."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", text)
+    with pytest.raises(ValueError, match=f"nnUNet_n_proc_DA is '{text}'; it must be a whole number from 1"):
+        SwIPEPlanner.static_estimate_VRAM_usage()

@@ -10,7 +10,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from skimage.io import imsave
 
-from nnunetv2_swipe.inference.geometry import grid_of_image, place, properties_on_grid
+from nnunetv2_swipe.inference.geometry import Grid, grid_of_image, place, properties_on_grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 
 READERS = [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient]
@@ -49,6 +49,12 @@ def test_every_voxel_lies_where_simpleitk_has_it(image_file, reader):
         assert image.GetPixel(there) == array[index]
         np.testing.assert_allclose(position, image.TransformIndexToPhysicalPoint(there), atol=1e-3)
         np.testing.assert_allclose(grid.index_of(position[None]), [index], atol=1e-3)
+
+
+@pytest.mark.parametrize("spacing", [1e-9, 1e-300, 5e-324])
+def test_a_grid_of_more_points_than_any_image_is_refused(spacing):
+    with pytest.raises(ValueError, match="points along an axis; at most 1,000,000 are possible"):
+        Grid((4, 4, 4), np.eye(4)).with_spacing((spacing, 1, 1))
 
 
 @pytest.mark.parametrize("reader", READERS)

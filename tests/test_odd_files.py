@@ -133,6 +133,15 @@ class TestTiltedGantry:
         with pytest.raises(ValueError, match="on another grid"):
             check(file, label, reader=NibabelIO)  # which takes the sform
 
+    def test_is_taken_as_it_is_in_a_metaimage(self, tmp_path):
+        file = tmp_path / "case_0000.mha"
+        sitk.WriteImage(sitk.GetImageFromArray(VALUES), str(file))
+        content = file.read_bytes().replace(b"Matrix = 1 0 0 0 1 0 0 0 1", b"Matrix = 1 0 0 0 1 0 0 0.5 1")
+        file.write_bytes(content)
+        assert run_case(str(file))[0].shape[0] == 1
+        grid = read_header(str(file), SimpleITKIO).grid
+        np.testing.assert_allclose(grid.position_of(np.array([[1.0, 0, 0]])), [[0, 0.5, 1]])
+
 
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
 def test_a_voxel_size_that_the_sform_contradicts_is_warned_of(tmp_path, caplog, reader):

@@ -25,6 +25,7 @@ from nnunet_helpers import (
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_models import dataset_of, plans_of
 
 from nnunetv2_swipe.network.coordinates import N_SOURCE_CHANNELS, source_channels
 from nnunetv2_swipe.planners.shared_data import other_plans, shared_identifier
@@ -291,3 +292,40 @@ def test_planner_shares_every_configuration_it_can():
     configurations = json.loads(plans_file(ABDOMEN).read_text())["configurations"]
     identifiers = {name: c["data_identifier"] for name, c in configurations.items()}
     assert identifiers == {name: f"nnUNetPlans_{name}" for name in configurations}
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize(
+    ("shape", "spacing", "expected"),
+    [
+        ((1, 12, 12), (1.0, 1.0, 1.0), (1, 12, 12)),  # a third of a voxel
+        ((4, 12, 12), (0.3, 1.0, 1.0), (1, 12, 12)),
+        ((6, 12, 12), (1.0, 1.0, 1.0), (2, 12, 12)),  # enough voxels: as nnU-Net does
+        ((1, 1, 1), (0.1, 0.1, 0.1), (1, 1, 1)),
+    ],
+)
+def test_a_case_thinner_than_half_a_voxel_of_the_plan_has_one_voxel(shape, spacing, expected, transpose):
+    """For training as well; the spacing that is kept is the image's own."""
+    plans = plans_of(np.array((3.0, 1.0, 1.0))[list(transpose)], transpose_forward=list(transpose))
+    image = np.random.default_rng(0).uniform(1, 2, (1, *shape)).astype(np.float32)
+    labels = np.ones((1, *shape), dtype=np.float32)
+    properties = {"spacing": list(spacing)}
+    data, seg, found = SwIPEPreprocessor(verbose=False).run_case_npy(
+        image, labels, properties, plans, plans.get_configuration("any"), dataset_of()
+    )
+    assert data.shape == seg.shape == (1, *np.array(expected)[list(transpose)])
+    assert np.isfinite(data).all()
+    assert (seg == 1).all()
+    assert len(found["class_locations"][1]) > 0
+    assert found["spacing"] == list(spacing)
+
+
+def test_one_slice_of_what_nnunet_crops_has_one_voxel():
+    plans = plans_of((3.0, 1.0, 1.0))
+    image = np.zeros((1, 12, 12, 12), dtype=np.float32)
+    image[:, 5] = 1
+    data, _, found = SwIPEPreprocessor(verbose=False).run_case_npy(
+        image, None, {"spacing": [1.0, 1.0, 1.0]}, plans, plans.get_configuration("any"), dataset_of()
+    )
+    assert data.shape == (1, 1, 12, 12)
+    assert list(found["bbox_used_for_cropping"][0]) == [5, 6]

@@ -1,5 +1,6 @@
 """`nnUNetv2_swipe_predict`, in this process and with narrow networks, beside `nnUNetv2_predict`."""
 
+import errno
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -156,25 +158,27 @@ def test_what_is_there_is_kept_and_what_was_cut_off_is_made_again(root, tmp_path
         shutil.copy(file, images)
     output = tmp_path / "out"
     first, second = swipe_predict(root, output, source=images)
-    first.write_text("kept")
-    expected = second.read_bytes()
+    shutil.copy(second, first)  # whole, but not what would be predicted
+    expected = kept = second.read_bytes()
     second.unlink()
     cut_off = output / f".unfinished_{second.name.removesuffix('.nii.gz')}"
     cut_off.mkdir()
     (cut_off / second.name).write_text("half a file")
     (output / f".unfinished_{first.name.removesuffix('.nii.gz')}").mkdir()  # all files of it had been moved
     assert swipe_predict(root, output, "--continue_prediction", source=images) == [first, second]
-    assert first.read_text() == "kept"
+    assert first.read_bytes() == kept
     assert second.read_bytes() == expected
     assert not list(output.glob(".unfinished*"))
     for file in (first, second):
-        (output / f"{file.name.removesuffix('.nii.gz')}.npz").write_text("kept")
+        case = file.name.removesuffix(".nii.gz")
+        np.savez(output / f"{case}.npz", kept=1)
+        save_pickle({}, str(output / f"{case}.pkl"))
     (output / "uncertainty").mkdir()
     shutil.copy(second, output / "uncertainty")
     arguments = ("--continue_prediction", "--save_probabilities", "--save_uncertainty")
     swipe_predict(root, output, *arguments, source=images)
-    assert first.read_bytes() != b"kept"  # a map of it was missing
-    assert (output / f"{second.name.removesuffix('.nii.gz')}.npz").read_text() == "kept"
+    assert first.read_bytes() != kept  # a map of it was missing
+    assert list(np.load(output / f"{second.name.removesuffix('.nii.gz')}.npz")) == ["kept"]
 
 
 def test_a_killed_run_leaves_whole_files_and_goes_on(root, tmp_path):
@@ -231,15 +235,14 @@ def test_what_is_outside_the_images_is_warned_of_once(root, tmp_path):
 
 
 def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch, capsys):
-    def fail(_, __, file, ___):
-        with open(file, "w") as half:  # noqa: PTH123
-            half.write("half")
-        raise OSError("the disk is full")
+    def fail(_, file):
+        file.write_text("half")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
-    monkeypatch.setattr("nnunetv2.imageio.simpleitk_reader_writer.SimpleITKIO.write_seg", fail)
+    monkeypatch.setattr(case_files.nibabel, "save", fail)
     with pytest.raises(SystemExit, match="1"):
         swipe_predict(root, tmp_path)
-    assert "the disk is full" in capsys.readouterr().err
+    assert re.search(r"\.nii\.gz cannot be written: the disk is full$", capsys.readouterr().err.strip())
     assert {f.suffix for f in tmp_path.iterdir()} == {".json"}
 
 
@@ -266,6 +269,7 @@ def test_a_file_that_cannot_be_written_never_appears(root, tmp_path, monkeypatch
         (("-part_id", 2, "-num_parts", 2), "part_id"),
         (("-device", "cuda"), "-device cpu"),
         (("--save_uncertainty", "folds"), "several folds"),
+        (("--save_uncertainty", "folds", "-f", 0, 0), "several folds"),
         (("--save_uncertainty", "mirroring"), "--disable_tta"),
         (("-step_size", 2), "step_size is 2"),
         (("-step_size", "nan"), "step_size is nan"),
@@ -331,14 +335,14 @@ def test_probabilities_that_fill_the_memory_wait_for_all_writers(monkeypatch):
         time.sleep(0 if small else 0.5)
         writing.remove(small)
 
-    def predict(case, writers, **_):
+    def predict(case, **_):
         small = case["data_properties"]["small"]
         if not small:
             found.append(len(writing))
-        return writers.submit(write, small)
+        return partial(write, small)
 
     monkeypatch.setattr(predictor, "_predict_case", predict)
-    cases = [{"data_properties": {"small": small}} for small in (False, True, False)]
+    cases = [{"data": None, "data_properties": {"small": s}, "ofile": None} for s in (False, True, False)]
     predictor.predict_from_data_iterator(cases, True, 3)
     assert found == [0, 0]
 
@@ -370,7 +374,7 @@ def test_probabilities_of_one_case_at_a_time_are_in_memory_unless_several_fit(ro
     second.clear()
     monkeypatch.setattr(second, "set", lambda: None)  # every file takes its time
     wait = 0.3
-    monkeypatch.setattr("nnunetv2_swipe.inference.predictor.spare_memory", lambda: 1)
+    monkeypatch.setattr("nnunetv2_swipe.inference.case_predictor.spare_memory", lambda: 1)
     swipe_predict(root, tmp_path / "one", "--save_probabilities", "-nps", 3, source=source)
     assert found == [0] * len(list(source.iterdir()))
 

@@ -206,6 +206,9 @@ def test_a_further_fold_takes_the_block_of_the_model_folder():
     # but not after the configuration itself has changed
     replanned = make(plans="nnUNetPlans", fold=1, edit=lambda c: c.update(batch_size=c["batch_size"] + 1))
     assert replanned.config.n_points == derived
+    plans.write_text("{")
+    with pytest.raises(ValueError, match=r"plans\.json, of folds trained before: .*plans\.json is not a JSON file"):
+        make(plans="nnUNetPlans", fold=1)
 
 
 def test_value_edited_by_hand_wins():
@@ -250,10 +253,10 @@ def test_another_preprocessor_brings_no_source_coordinates():
     assert trainer.configuration_manager.preprocessor_name == "AnotherPreprocessor"
 
 
-def test_without_source_coordinates_no_frame_is_asked_for():
-    """Not even on the plan of a model folder that has them."""
-    frame = "SwIPEPreprocessor_withSourceFrame"
-    trainer = make(trainers.SwIPETrainer_noSourceCoordinates, edit=lambda c: c.update(preprocessor_name=frame))
+@pytest.mark.parametrize("name", ["SwIPEPreprocessor_withSourceFrame", "DefaultPreprocessor"])
+def test_without_source_coordinates_no_frame_is_asked_for(name):
+    """Not even on the plan of a model folder that has them; input is checked all the same."""
+    trainer = make(trainers.SwIPETrainer_noSourceCoordinates, edit=lambda c: c.update(preprocessor_name=name))
     assert trainer.configuration_manager.preprocessor_name == "SwIPEPreprocessor"
 
 

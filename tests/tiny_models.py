@@ -1,11 +1,16 @@
 """A predictor of a tiny network that was not trained, and images for it: whole runs take seconds."""
 
+import os
+import signal
+from pathlib import Path
+
 import numpy as np
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
+from nnunetv2_swipe.preprocessing import SwIPEPreprocessor_withSourceFrame
 
 TILE = 16
 RESAMPLING = {
@@ -66,3 +71,26 @@ def write_image(file, shape=(9, 10, 11), spacing=(1.0, 1.0, 1.0), seed=0):
     image.SetSpacing([float(s) for s in reversed(spacing)])
     sitk.WriteImage(image, str(file))
     return file
+
+
+class FailingPreprocessor(SwIPEPreprocessor_withSourceFrame):
+    """Fails for files whose name tells how; found by worker processes, too, since it is a class of a module."""
+
+    def run_case(self, image_files, *arguments):
+        name = Path(image_files[0]).name
+        if name.startswith("bad"):
+            raise ValueError(f"{image_files[0]}: holds a NaN")
+        if name.startswith("empty"):
+            raise RuntimeError
+        if name.startswith("index"):
+            raise IndexError("list index out of range")
+        if name.startswith("killed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run_case(image_files, *arguments)
+
+
+def fail_by_name(predictor, monkeypatch):
+    """Let a predictor use `FailingPreprocessor`."""
+    preprocessor = predictor._preprocessor._replace(preprocessor=FailingPreprocessor(verbose=False))
+    monkeypatch.setattr(type(predictor), "_preprocessor", property(lambda _: preprocessor))
+    return predictor

@@ -76,8 +76,8 @@ def make_predictor(arguments: argparse.Namespace) -> "SwIPEPredictor":
 
     model = _model_folder(arguments)
     device = choose_device(arguments.device)
-    if not 0 < arguments.step_size <= 1:
-        raise ValueError(f"-step_size is {arguments.step_size}; it must be above 0, 1 at most.")
+    if not 0.01 <= arguments.step_size <= 1:
+        raise ValueError(f"-step_size is {arguments.step_size}; it must be from 0.01 to 1.")
     if not Path(arguments.i).is_dir():
         raise ValueError(f"The input folder {arguments.i} does not exist.")
     output = Path(arguments.o)

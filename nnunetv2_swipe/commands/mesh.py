@@ -23,8 +23,10 @@ def write_meshes(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: Something of the input cannot be used; it is named.
         OSError: A folder cannot be read or written.
+        CasesFailed: Cases failed and the others are done; it names them.
     """
     from nnunetv2_swipe.images.headers import read_header
+    from nnunetv2_swipe.inference.failures import Failures
     from nnunetv2_swipe.inference.surface_files import file_names, write_mesh
 
     if arguments.spacing is not None and not 0 < arguments.spacing < math.inf:
@@ -41,18 +43,21 @@ def write_meshes(arguments: argparse.Namespace) -> None:
     for files, _ in cases.values():  # before the first case is predicted
         header = read_header(files[0], reader)
         if header is not None and min(header.shape) == 1:
-            raise ValueError(f"{files[0]} is of one slice; surfaces need volumes.")
+            raise ValueError(f"{files[0]} is of one slice; surfaces need volumes. Move it to another folder.")
     folders, classes = file_names(cases), file_names(names)
+    failures = Failures(verbose=arguments.verbose)
     for case, (files, previous) in tqdm(cases.items(), unit="case", disable=arguments.disable_progress_bar):
-        image = predictor.encode(files, previous)
-        for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
-            file = Path(arguments.o) / folders[case] / f"{classes[name]}.{arguments.format}"
-            if len(mesh.faces) == 0:
-                tqdm.write(f"{case} holds no {name}.")
-                file.unlink(missing_ok=True)  # of an earlier run
-                continue
-            file.parent.mkdir(exist_ok=True)
-            write_mesh(mesh, file, ras=arguments.coordinates == "RAS")
+        with failures.of(files[0]):
+            image = predictor.encode(files, previous)
+            for name, mesh in zip(names, image.meshes(names, arguments.spacing), strict=True):
+                file = Path(arguments.o) / folders[case] / f"{classes[name]}.{arguments.format}"
+                if len(mesh.faces) == 0:
+                    tqdm.write(f"{case} holds no {name}.")
+                    file.unlink(missing_ok=True)  # of an earlier run
+                    continue
+                file.parent.mkdir(exist_ok=True)
+                write_mesh(mesh, file, ras=arguments.coordinates == "RAS")
+    failures.raise_if_any(len(cases))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,8 +16,9 @@ from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_swipe.files import errors_of_writing, flush_to_disk
+from nnunetv2_swipe.images.nifti import ENDINGS as NIFTI_ENDINGS
 from nnunetv2_swipe.inference.geometry import RAS_TO_LPS, Grid, grid_of_image
-from nnunetv2_swipe.inference.whole_files import NIFTI, is_whole
+from nnunetv2_swipe.inference.whole_files import is_whole
 
 LARGE = 1 << 30
 """Bytes from which on a label map is kept on the disk instead of in memory."""
@@ -95,16 +96,26 @@ class CaseFiles:
         reorients = type(self._reader).__name__.endswith("WithReorient")
         on_disk = isinstance(labels, np.memmap) and not reorients
         with self._written(f"{_CASE}{ending}") as file:
-            if ending.lower() in NIFTI and ("sitk_stuff" in properties or on_disk):
+            if ending.lower() in NIFTI_ENDINGS and ("sitk_stuff" in properties or on_disk):
                 stuff = properties.get("sitk_stuff", {})
                 values, place = _as_in_file(labels, stuff) if "original_orientation" in stuff else (labels, grid)
                 _write_nifti(values[0] if len(stuff.get("spacing", ())) == 2 else values, place, file)
             else:
-                self._reader.write_seg(labels, str(file), properties)
-                if ending.lower() not in NIFTI and not np.array_equal(self._reader.read_seg(str(file))[0][0], labels):
-                    raise OSError(errno.EIO, "other labels are read from it than were written. Is the disk full?")
+                self._write_by_reader(labels, file, properties)
         if isinstance(labels, np.memmap):
             labels._mmap.close()  # type: ignore[attr-defined]  # Windows does not delete what is mapped
+
+    def _write_by_reader(self, labels: np.ndarray, file: Path, properties: dict[str, Any]) -> None:
+        """Write a label map with nnU-Net's writer; what is not NIfTI is read again and compared."""
+        try:
+            self._reader.write_seg(labels, str(file), properties)
+        except RuntimeError as error:  # ITK's
+            is_full = os.strerror(errno.ENOSPC) in str(error)
+            raise OSError(errno.ENOSPC if is_full else errno.EIO, " ".join(str(error).split())) from error
+        if not file.name.lower().endswith(NIFTI_ENDINGS) and not np.array_equal(
+            self._reader.read_seg(str(file))[0][0], labels
+        ):
+            raise OSError(errno.EIO, "other labels are read from it than were written. Is the disk full?")
 
     def write_map(self, name: str, values: np.ndarray, grid: Grid) -> None:
         """Write a map (z, y, x) of float32 as `NAME/CASE.nii.gz`, apart from the label maps."""

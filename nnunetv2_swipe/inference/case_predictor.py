@@ -1,26 +1,34 @@
-"""Predicting one case and writing its files."""
+"""Predicting cases and writing their files, each for itself."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.helpers import empty_cache
 
 from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.case_preprocessing import CasePreprocessor
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
+from nnunetv2_swipe.inference.failures import Failures
 from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
+from nnunetv2_swipe.inference.memory import spare_memory
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY, UNCERTAINTIES
 from nnunetv2_swipe.labels import label_dtype
 
 
 class CasePredictor(nnUNetPredictor):
-    """nnU-Net's predictor, which decodes a case on the output grid and writes the files that are asked for.
+    """nnU-Net's predictor, which decodes cases on the output grid and writes the files that are asked for.
+
+    A case that fails does not keep the others from being predicted.
 
     Args:
         output_grid: The grid of what is written; default: that of each image.
@@ -45,6 +53,57 @@ class CasePredictor(nnUNetPredictor):
         for name in self.uncertainties:
             if name not in (known := (*UNCERTAINTIES, TOTAL_UNCERTAINTY)):
                 raise ValueError(f"There is no map of uncertainty {name!r}; there are {', '.join(known)}.")
+
+    def predict_from_data_iterator(
+        self,
+        data_iterator: Iterable[dict[str, Any]],
+        save_probabilities: bool = False,
+        num_processes_segmentation_export: int = default_num_processes,
+    ) -> list[Any]:
+        """As nnU-Net's; label maps are on the output grid. Files are written by as many threads.
+
+        Returns:
+            For each case None if its files were written, else its label map or, with `save_probabilities`, the label
+            map and the probabilities.
+
+        Raises:
+            CasesFailed: Cases failed and the others are done; it names them, and holds what is returned otherwise.
+        """
+        results: list[Future | None] = []
+        failures = Failures(verbose=self.verbose)
+        with ThreadPoolExecutor(max(1, num_processes_segmentation_export)) as writers:
+            for number, case in enumerate(data_iterator, start=1):
+                most = num_processes_segmentation_export
+                if save_probabilities and "data" in case and not self._several_fit(case["data_properties"], most + 1):
+                    most = 0
+                _wait_for_writers(results, most)
+                name = case["files"][0] if "files" in case else case["ofile"] or f"case {number}"
+                results.append(self._begun(name, case, failures, writers, save_probabilities=save_probabilities))
+        empty_cache(self.device)
+        found = [result and result.result() for result in results]
+        failures.raise_if_any(len(found), found)
+        return found
+
+    def _begun(
+        self,
+        name: str,
+        case: dict[str, Any],
+        failures: Failures,
+        writers: ThreadPoolExecutor,
+        *,
+        save_probabilities: bool,
+    ) -> Future | None:
+        """Predict a case and begin to write it; None if it could not be predicted."""
+        writing = None
+        with failures.of(name):
+            write = self._predict_case(case, save_probabilities=save_probabilities)
+            writing = writers.submit(failures.of(name)(write))
+        return writing  # noqa: RET504  (the context keeps errors)
+
+    def _several_fit(self, properties: Mapping[str, Any], n: int) -> bool:
+        """Whether the probabilities of `n` cases may be kept in memory."""
+        n_values = n * self.label_manager.num_segmentation_heads * math.prod(properties["shape_before_cropping"])
+        return self.output_grid == OutputGrid() and 4 * n_values < spare_memory()
 
     def predict_single_npy_array(
         self,
@@ -119,3 +178,13 @@ class CasePredictor(nnUNetPredictor):
     @property
     def _reader(self) -> BaseReaderWriter:
         return self.plans_manager.image_reader_writer_class()
+
+
+def _wait_for_writers(results: Sequence[Future | None], most: int) -> None:
+    """Wait until no more results than `most` are unfinished; an error that ends the run is raised."""
+    busy = {result for result in results if result is not None and not result.done()}
+    while len(busy) > most:
+        busy = wait(busy, return_when=FIRST_COMPLETED).not_done
+    for result in results:
+        if result is not None and result.done():
+            result.result()

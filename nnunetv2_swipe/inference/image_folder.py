@@ -5,8 +5,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunetv2_swipe.images.tiff import TIFF_ENDINGS
+
 _NAMED = 3
 """Files that an error names at most."""
+_FILES_OF_NNUNET = ("dataset", "plans", "predict_from_raw_data_args")
+"""What nnU-Net calls its own files in a folder of predictions, without .json."""
 
 
 def images_of_cases(folder: str, ending: str) -> list[list[str]]:
@@ -62,7 +66,7 @@ def require_places(
 
     Raises:
         ValueError: There are more or fewer outputs than cases, two cases have the same, or one lies in a folder of
-            inputs or is the file of an image.
+            inputs, is the file of an image, or has the name of a file of nnU-Net.
     """
     if len(images) != len(outputs):
         raise ValueError(f"There are {len(images)} cases, but {len(outputs)} output files; there must be one for each.")
@@ -80,6 +84,8 @@ def require_places(
             raise ValueError(
                 f"The label map of {files[0]} would replace the image {taken[place]}. Name another output."
             )
+        if ending in TIFF_ENDINGS and Path(output).name in _FILES_OF_NNUNET:
+            raise ValueError(f"The spacing of {files[0]} would replace nnU-Net's {output}.json. Rename the case.")
         if place in written:
             raise ValueError(
                 f"{written[place]} and {files[0]} would both be written as {output}{ending}. Name an output file for "

@@ -10,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_swipe.files import read_json_object
+from nnunetv2_swipe.planners.nnunet_plan import check_plan, with_inherited
 from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit, require_same_plan
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
 from nnunetv2_swipe.trust import require_known_names
@@ -51,13 +52,15 @@ def read_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str, *
         checkpoints[file].pop("optimizer_state", None)  # twice as large as the network
     first_file, first = next(iter(checkpoints.items()))
     trainer = _trainer_class(first["trainer_name"], first_file)
+    name = first["init_args"]["configuration"]
+    require_known_names(plans, with_inherited(plans, name), folder / "plans.json", trust=trust)
+    check_plan(plans, name)
     for file, checkpoint in checkpoints.items():
         if _origin(checkpoint) != _origin(first):
             raise ValueError(f"{file} is of {_origin(checkpoint)}, but {first_file} of {_origin(first)}.")
         require_same_plan(checkpoint["init_args"], plans, dataset_json, folder, f"The checkpoint {file}")
     manager = PlansManager(plans)
-    configuration = manager.get_configuration(first["init_args"]["configuration"])
-    require_known_names(plans, configuration.configuration, folder / "plans.json", trust=trust)
+    configuration = manager.get_configuration(name)
     network = trainer.build_network_architecture(
         manager,
         configuration,

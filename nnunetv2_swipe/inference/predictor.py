@@ -3,8 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.utilities.helpers import empty_cache
 
 from nnunetv2_swipe.images.cases import channel_names, check_case, log_notes
 from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.inference.case_files import remove_unfinished
 from nnunetv2_swipe.inference.case_predictor import CasePredictor
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
-from nnunetv2_swipe.inference.failures import Failures
 from nnunetv2_swipe.inference.image_folder import case_of, images_of_cases, require_places
-from nnunetv2_swipe.inference.memory import require_memory, spare_memory
+from nnunetv2_swipe.inference.memory import require_memory
 from nnunetv2_swipe.inference.model_folder import read_model
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.uncertainties import UNCERTAINTIES
@@ -144,8 +141,8 @@ class SwIPEPredictor(CasePredictor):
             num_processes_preprocessing: 0: none but this one.
             num_processes_segmentation_export: Threads that write.
             folder_with_segs_from_prev_stage: Of a cascade, the label maps of the previous stage.
-            num_parts: Of so many calls that share the cases,
-            part_id: this is number (from 0).
+            num_parts: How many calls share the cases.
+            part_id: Which of these calls this is, from 0.
 
         Returns:
             See `predict_from_data_iterator`; None if there is nothing to predict.
@@ -154,8 +151,7 @@ class SwIPEPredictor(CasePredictor):
             ValueError: Input or output cannot be used; found before the first case.
             CasesFailed: Cases failed and the others are done; it names them, and holds what is returned otherwise.
         """
-        source = _plain(list_of_lists_or_source_folder)
-        output = _plain(output_folder_or_list_of_truncated_output_files)
+        source, output = list_of_lists_or_source_folder, output_folder_or_list_of_truncated_output_files
         if output is not None:
             output = list(map(os.path.abspath, output)) if isinstance(output, list) else output
             self._prepare_output(source, output, folder_with_segs_from_prev_stage)
@@ -199,8 +195,14 @@ class SwIPEPredictor(CasePredictor):
         """As nnU-Net's; whatever would fail later is found before the first case.
 
         Raises:
-            ValueError: A case lacks a channel or the previous stage's labels, or the output does not fit on the disk.
+            ValueError: An image has no channel number, a case lacks a channel or the previous stage's labels, there is
+                no previous stage, or the output does not fit on the disk.
         """
+        if folder_with_segs_from_prev_stage is not None and self.configuration_manager.previous_stage_name is None:
+            raise ValueError(
+                f"The model is no second stage of a cascade, so it cannot use {folder_with_segs_from_prev_stage}. "
+                "Leave -prev_stage_predictions (in Python: folder_with_segs_from_prev_stage) out."
+            )
         source = list_of_lists_or_source_folder
         if isinstance(source, str):
             source = images_of_cases(source, self.dataset_json["file_ending"])
@@ -290,51 +292,6 @@ class SwIPEPredictor(CasePredictor):
                 case |= {"data": torch.from_numpy(data), "data_properties": properties}
             yield case
 
-    def predict_from_data_iterator(
-        self,
-        data_iterator: Iterable[dict[str, Any]],
-        save_probabilities: bool = False,
-        num_processes_segmentation_export: int = default_num_processes,
-    ) -> list[Any]:
-        """As nnU-Net's; label maps are on the output grid. Files are written by as many threads.
-
-        Returns:
-            For each case None if its files were written, else its label map or, with `save_probabilities`, the label
-            map and the probabilities.
-
-        Raises:
-            CasesFailed: Cases failed and the others are done; it names them, and holds what is returned otherwise.
-        """
-        results: list[Future | None] = []
-        failures = Failures(verbose=self.verbose)
-        with ThreadPoolExecutor(max(1, num_processes_segmentation_export)) as writers:
-            for case in data_iterator:
-                most = num_processes_segmentation_export
-                if save_probabilities and "data" in case and not self._several_fit(case["data_properties"], most + 1):
-                    most = 0
-                _wait_for_writers(results, most)
-                case.setdefault("files", [case["ofile"] or f"case {len(results) + 1}"])
-                results.append(self._begun(case, failures, writers, save_probabilities=save_probabilities))
-        empty_cache(self.device)
-        found = [result and result.result() for result in results]
-        failures.raise_if_any(len(found), found)
-        return found
-
-    def _begun(
-        self, case: dict[str, Any], failures: Failures, writers: ThreadPoolExecutor, *, save_probabilities: bool
-    ) -> Future | None:
-        """Predict a case and begin to write it; None if it could not be predicted."""
-        writing: Future | None = None
-        with failures.of(case["files"][0]):
-            write = self._predict_case(case, save_probabilities=save_probabilities)
-            writing = writers.submit(failures.of(case["files"][0])(write))
-        return writing  # noqa: RET504  (an error leaves the block above)
-
-    def _several_fit(self, properties: Mapping[str, Any], n: int) -> bool:
-        """Whether the probabilities of `n` cases may be kept in memory."""
-        n_values = n * self.label_manager.num_segmentation_heads * math.prod(properties["shape_before_cropping"])
-        return self.output_grid == OutputGrid() and 4 * n_values < spare_memory()
-
     def predict_from_files_sequential(
         self,
         list_of_lists_or_source_folder: str | list[list[str]],
@@ -353,18 +310,3 @@ class SwIPEPredictor(CasePredictor):
             num_processes_segmentation_export=0,
             folder_with_segs_from_prev_stage=folder_with_segs_from_prev_stage,
         )
-
-
-def _plain(place: Any) -> Any:  # noqa: ANN401
-    """A folder as a string, as nnU-Net takes it; lists as they are."""
-    return str(place) if isinstance(place, Path) else place
-
-
-def _wait_for_writers(results: Sequence[Future | None], most: int) -> None:
-    """Wait until no more results than `most` are unfinished; an error that ends the run is raised."""
-    busy = {result for result in results if result is not None and not result.done()}
-    while len(busy) > most:
-        busy = wait(busy, return_when=FIRST_COMPLETED).not_done
-    for result in results:
-        if result is not None and result.done():
-            result.result()

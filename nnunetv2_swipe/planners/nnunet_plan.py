@@ -4,17 +4,13 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import nnunetv2
-from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn_by_name
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-from nnunetv2.utilities.label_handling.label_handling import get_labelmanager_class_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_swipe.config import MAX_KERNEL_SIZE, MAX_STRIDE
+from nnunetv2_swipe.trust import is_known
 
 MAX_CROP_VOXELS, MAX_BATCH_SIZE = 1 << 30, 1 << 16
 MIN_SPACING, MAX_SPACING = 1e-9, 1e9
@@ -31,7 +27,7 @@ def check_plan(plans: Mapping[str, Any], configuration_name: str) -> None:
     Raises:
         ValueError: A key is missing, or its value is not possible; the message names it and what is allowed.
     """
-    _require(plans, _rules_of_plan())
+    _require({"label_manager": "LabelManager", **plans}, _rules_of_plan())  # nnU-Net's default
     forward, backward = plans["transpose_forward"], plans["transpose_backward"]
     if [forward[i] for i in backward] != [0, 1, 2]:
         raise _error("transpose_backward", backward, f"the inverse of 'transpose_forward' {forward}")
@@ -69,10 +65,8 @@ def with_inherited(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     visited: list[str] = []
     while True:
         if not isinstance(name, str) or name not in configurations:
-            wrong = (
-                f"'inherits_from' of {visited[-1]!r} is {name!r}" if visited else f"'configurations' has no {name!r}"
-            )
-            raise ValueError(f"nnU-Net plan: {wrong}; allowed: one of {', '.join(configurations)}.")
+            asked = f"'inherits_from' of {visited[-1]!r}" if visited else "what is asked for of 'configurations'"
+            raise ValueError(f"nnU-Net plan: {asked} is {name!r}; allowed: one of {', '.join(configurations)}.")
         if name in visited:
             raise _error("inherits_from", name, f"no circle (here {' -> '.join([*visited, name])})")
         configuration = configurations[name]
@@ -173,14 +167,17 @@ def _error(key: str, value: Any, allowed: str) -> ValueError:  # noqa: ANN401
     )
 
 
+def _is_known(key: str) -> Callable[[Any], bool]:
+    return partial(is_known, key)
+
+
 def _rules_of_plan() -> list[Rule]:
     order = "0, 1 and 2 in any order"
-    manager = _found_by(lambda name: get_labelmanager_class_from_plans({"label_manager": name}))
     return [
         ("dataset_name", "a name", _is_name),
         ("plans_name", "a name", _is_name),
-        ("image_reader_writer", "a reader of nnU-Net", _found_by(recursive_find_reader_writer_by_name)),
-        ("label_manager", "a label manager of nnU-Net, such as 'LabelManager'", manager),
+        ("image_reader_writer", "a reader of nnU-Net", _is_known("image_reader_writer")),
+        ("label_manager", "a label manager of nnU-Net, such as 'LabelManager'", _is_known("label_manager")),
         ("transpose_forward", order, _is_permutation),
         ("transpose_backward", order, _is_permutation),
     ]
@@ -202,7 +199,7 @@ def _rules_of_geometry() -> list[Rule]:
 
 
 def _rules_of_configuration() -> list[Rule]:
-    is_normalization, is_resampling = _found_by(_find_normalization), _found_by(recursive_find_resampling_fn_by_name)
+    is_normalization = _is_known("normalization_schemes")
     return [
         ("data_identifier", "a name", _is_name),
         ("preprocessor_name", "a name", _is_name),
@@ -212,27 +209,10 @@ def _rules_of_configuration() -> list[Rule]:
             lambda v: _is_list(v, is_normalization),
         ),
         ("use_mask_for_norm", "true or false for each channel", lambda v: _is_list(v, lambda b: isinstance(b, bool))),
-        *[(name, "a resampling function of nnU-Net", is_resampling) for name in _RESAMPLING],
+        *[(name, "a resampling function of nnU-Net", _is_known(name)) for name in _RESAMPLING],
         *[(f"{name}_kwargs", "an object (in braces)", _is_object) for name in _RESAMPLING],
         ("batch_dice", "true or false", lambda v: isinstance(v, bool)),
     ]
-
-
-def _found_by(find: Callable[[str], Any]) -> Callable[[Any], bool]:
-    """Whether a value is the name of a class or function that one of nnU-Net's searches finds."""
-
-    def found(name: Any) -> bool:  # noqa: ANN401
-        try:
-            return _is_name(name) and callable(find(name))
-        except RuntimeError:
-            return False
-
-    return found
-
-
-def _find_normalization(name: str) -> Any:  # noqa: ANN401
-    folder = Path(nnunetv2.__path__[0], "preprocessing", "normalization")
-    return recursive_find_python_class(str(folder), name, "nnunetv2.preprocessing.normalization")
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:  # noqa: ANN401

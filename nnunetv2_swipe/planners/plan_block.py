@@ -25,7 +25,7 @@ FRAME_PREPROCESSOR = "SwIPEPreprocessor_withSourceFrame"
 
 def data_preprocessor(configuration: Mapping[str, Any]) -> str:
     """Name of the preprocessor whose training data a configuration uses: ours store what nnU-Net's does."""
-    name = configuration["preprocessor_name"]
+    name = configuration.get("preprocessor_name", "")
     return STOCK_PREPROCESSOR if name in (SWIPE_PREPROCESSOR, FRAME_PREPROCESSOR) else name
 
 
@@ -168,7 +168,7 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
     """The block an earlier fold of this model was trained with, if its configuration was the same.
 
     Raises:
-        ValueError: It is not valid (any more).
+        ValueError: It is not valid (any more); the message names the file.
     """
     if not nnUNet_results.is_set():
         return None
@@ -183,7 +183,6 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
     current = resolved_configuration(manager.plans, configuration)
     try:
         stored = resolved_configuration(plans, configuration)
-        check_configuration(stored)
         block = stored.pop(PLAN_KEY, None)
         for c in (stored, current):
             c["preprocessor_name"] = data_preprocessor(c)

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_swipe.config import PLAN_KEY, SwIPEConfig
 from nnunetv2_swipe.dataset_json import read_dataset_json
+from nnunetv2_swipe.environment import whole_number
 from nnunetv2_swipe.files import read_json_object, write_json
 from nnunetv2_swipe.freshness import changed_since, raw_files
 from nnunetv2_swipe.images.cases import check_dataset
@@ -77,6 +78,16 @@ class SwIPEPlanner(ExperimentPlanner):
         require_writable(labels, reader.__name__)
         check_dataset(self.dataset, reader, self.dataset_json)
         return super().plan_experiment()
+
+    @staticmethod
+    def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> float:  # noqa: ANN401, N802
+        """As nnU-Net's, which computes with as many threads as training data are loaded by.
+
+        Raises:
+            ValueError: nnUNet_n_proc_DA is no such number.
+        """
+        whole_number("nnUNet_n_proc_DA", 1, lowest=1)
+        return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Add SwIPE's blocks and shared data folders, then save the plan.

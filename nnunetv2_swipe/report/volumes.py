@@ -124,7 +124,8 @@ def _read(read: Callable[[Any], tuple[np.ndarray, dict]], files: list[str] | str
     except Exception as error:  # readers raise all kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{', '.join(names)}: cannot be read ({reason}). Is it complete, and of the kind that the model was trained on?"
+            f"{', '.join(names)}: cannot be read ({reason}). Is it complete, and of the kind that the model was "
+            "trained on?"
         ) from error
     return values, grid, "sitk_stuff" in properties or "nibabel_stuff" in properties
 
