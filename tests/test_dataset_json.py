@@ -6,7 +6,6 @@ import pytest
 from nnunet_helpers import nnunet_folders
 
 from nnunetv2_swipe.dataset_json import read_dataset_json
-from nnunetv2_swipe.planners.plan_block import with_swipe_block
 from nnunetv2_swipe.planners.swipe_planner import SwIPEPlanner
 
 WHOLE = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
@@ -54,17 +53,9 @@ def test_the_planner_names_a_damaged_fingerprint(tmp_path, monkeypatch):
     monkeypatch.setattr("nnunetv2_swipe.files._PAUSE_S", 0)
     with nnunet_folders(tmp_path):
         write(WHOLE, tmp_path / "nnUNet_raw" / DATASET)
+        (tmp_path / "nnUNet_raw" / DATASET / "imagesTr").mkdir()
+        (tmp_path / "nnUNet_raw" / DATASET / "imagesTr" / "a_0000.nii.gz").touch()
         folder = write(WHOLE, tmp_path / "nnUNet_preprocessed" / DATASET).parent
         (folder / "dataset_fingerprint.json").write_text('{"spacings": [')
         with pytest.raises(ValueError, match=r"dataset_fingerprint\.json is not a JSON file"):
             SwIPEPlanner(1)
-
-
-@pytest.mark.parametrize("key", WHOLE)
-def test_training_names_it(tmp_path, key):
-    plans = {"dataset_name": DATASET, "plans_name": "P", "configurations": {"2d": {}}}
-    with (
-        nnunet_folders(tmp_path),
-        pytest.raises(ValueError, match=rf'nnUNet_preprocessed.{DATASET}.dataset\.json: the key "{key}" is missing'),
-    ):
-        with_swipe_block(plans, "2d", without(key), trainer_name="SwIPETrainer", changes={})

@@ -126,16 +126,29 @@ def test_missing_labels_and_damaged_properties_are_named(preprocessed):
         file.write_bytes(content)
 
 
-def test_a_damaged_plan_of_the_model_folder_is_named(folders, monkeypatch):
+def test_a_damaged_plan_of_the_model_folder_is_written_anew(folders, monkeypatch):
     monkeypatch.setattr("nnunetv2_swipe.files._PAUSE_S", 0)
     model = folders / "nnUNet_results" / DATASET / f"SwIPETrainer__nnUNetPlans__{CONFIGURATION}"
     model.mkdir(parents=True, exist_ok=True)
     (model / "plans.json").write_text('{"configurations": {')
     try:
-        with pytest.raises(ValueError, match=r"SwIPETrainer__nnUNetPlans__3d_fullres.plans\.json is not a JSON file"):
-            block_of_stock_plan()
+        assert block_of_stock_plan() == planned_block()
     finally:
         shutil.rmtree(model)
+
+
+@pytest.mark.parametrize("key", ["labels", "channel_names", "file_ending"])
+def test_training_names_what_dataset_json_lacks(preprocessed, key):
+    file = preprocessed / "dataset.json"
+    content = file.read_text()
+    edit_json(file, lambda header: header.pop(key))
+    try:
+        with pytest.raises(
+            ValueError, match=rf'nnUNet_preprocessed.{DATASET}.dataset\.json: the key "{key}" is missing'
+        ):
+            make_trainer(SwIPETrainer, DATASET, CONFIGURATION)
+    finally:
+        file.write_text(content)
 
 
 @pytest.fixture
