@@ -31,7 +31,7 @@ class Repeatable(BasicTransform):
                 part.benchmark = False
 
     def apply(self, data_dict: dict, **_: Any) -> dict:  # noqa: ANN401
-        """Transform."""
+        """Transform one sample."""
         for part in self._shuffling:
             part.channel_idx.sort()  # they shuffle it in place and go on from there
         return self.transform(**data_dict)
