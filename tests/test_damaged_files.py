@@ -128,6 +128,7 @@ def test_a_damaged_label_map_is_not_measured(damaged, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=message):
         label_statistics(
             {"case": file},
+            {"case": (1.0, 1.0, 1.0)},
             cache_file=tmp_path / "statistics.json",
             reader_name="SimpleITKIO",
             label_manager=LabelManager({"background": 0, "any": 1}, None),
@@ -151,8 +152,9 @@ def test_what_headers_and_lengths_tell_is_found_before_the_first_case(tmp_path, 
         write(file)
     damage, message = IN_HEADERS[name]
     damage(files[-1])
+    outputs = [str(tmp_path / "out" / case) for case in ("a", "b", "c")]
     with pytest.raises(ValueError, match=rf"c_0000\.nii\.gz.*({message})"):
-        any_predictor().predict_from_files_sequential([[str(f)] for f in files], [str(tmp_path / "out" / "x")] * 3)
+        any_predictor().predict_from_files_sequential([[str(f)] for f in files], outputs)
 
 
 def test_a_damaged_image_is_not_encoded(damaged):
