@@ -15,7 +15,11 @@ from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import derive_block, read_block, with_swipe_block
 
 NAME = "3d_fullres"
-DATASET_JSON = {"labels": {"background": 0, "anterior": 1, "posterior": 2}, "file_ending": ".nii.gz"}
+DATASET_JSON = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "anterior": 1, "posterior": 2},
+    "file_ending": ".nii.gz",
+}
 STATISTICS = {str(i): {"n_cases": 1, "surface_to_volume_per_mm": 4 / 4.5} for i in (1, 2)}
 RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
 INTENSITIES = {"mean": 9e4, "std": 6e4, "percentile_00_5": 2e3, "percentile_99_5": 3e5, "min": 0.0, "max": 5e5}
@@ -127,9 +131,9 @@ POSSIBLE_OF_NNUNET = {
 
 
 @pytest.fixture(autouse=True)
-def no_folders(monkeypatch):
+def empty_folders(monkeypatch, tmp_path):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, str(tmp_path / name))
 
 
 def load(plans, name=NAME):

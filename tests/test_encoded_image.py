@@ -138,7 +138,7 @@ def test_every_tile_is_embedded_once(tiled, monkeypatch):
 def test_blocks_for_labels_alone_are_larger_by_what_is_not_decoded_at_once(tiled, monkeypatch, levels, regions):
     """A large margin decodes everything: cut anywhere, labels are the same."""
     monkeypatch.setattr(tiles, "_VALUES_PER_BLOCK", 300)
-    image = tiled((8, 12, 8), (13, 15, 20), mise_levels=levels, mise_margin=1e9, regions=regions)
+    image = tiled((8, 12, 8), (13, 15, 20), mise_levels=levels, mise_margin=100.0, regions=regions)
     positions = [torch.arange(n).float() for n in image.shape]
     blocks_of = {labels_only: image.blocks(positions, labels_only=labels_only) for labels_only in (False, True)}
     largest = {key: max(math.prod(b.stop - b.start for b in box) for box in boxes) for key, boxes in blocks_of.items()}

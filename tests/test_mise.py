@@ -294,7 +294,7 @@ def test_the_real_network_refined_everywhere_equals_its_dense_output(
     tiny_config, tiny_network, tiny_input, size, decoding, monkeypatch
 ):
     dense, refined = (
-        tiny_config(len(size), decoding=decoding, mise_levels=levels, mise_margin=1e9) for levels in (0, 2)
+        tiny_config(len(size), decoding=decoding, mise_levels=levels, mise_margin=100.0) for levels in (0, 2)
     )
     x = tiny_input(dense, size)
     with torch.no_grad():

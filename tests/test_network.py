@@ -224,7 +224,7 @@ class TestDecoding:
     def test_a_lattice_of_any_positions(self, evaluated, n_axes, decoding, mise_levels):
         """Finer, coarser, backwards, between voxel centres; with MISE, refined everywhere."""
         size = (13, 9, 6)[:n_axes]
-        network, _, embeddings = evaluated(size, decoding=decoding, mise_levels=mise_levels, mise_margin=1e9)
+        network, _, embeddings = evaluated(size, decoding=decoding, mise_levels=mise_levels, mise_margin=100.0)
         terms = network.first_layer_terms(embeddings)
         lattice = [torch.arange(0, 12, 0.4), torch.arange(8.0, -1, -3), torch.tensor([0.3, 2.8])][:n_axes]
         positions = torch.cartesian_prod(*lattice)
