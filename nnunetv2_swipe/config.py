@@ -24,6 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "neck_features": (1, MAX_WIDTH),
     "fourier_frequencies": (0, 16),
     "n_points": (1, 1 << 20),
+    "n_spo": (0, 26),  # the neighbours that a patch has in 3D
     "background_share": (0.001, 1000),
     "point_weight_exponent": (0, 1),
     "spo_loss_weight": (0, 1000),
@@ -242,7 +243,6 @@ def _rules(c: SwIPEConfig) -> list[tuple[str, str, bool]]:
         ("boundary_radius", f"{c.dims} numbers, each 0 to {MAX_BOUNDARY_RADIUS}",
          len(c.boundary_radius) == c.dims and all(0 <= r <= MAX_BOUNDARY_RADIUS for r in c.boundary_radius)),
         ("spo_connectivity", f"one of {connectivities}", c.spo_connectivity in connectivities),
-        ("n_spo", f"0 to {c.spo_connectivity} (spo_connectivity)", 0 <= c.n_spo <= c.spo_connectivity),
         ("dropout", "0 to less than 1", 0 <= c.dropout < 1),
         ("patch_loss_weight", "more than 0, at most 1", 0 < c.patch_loss_weight <= 1),
     ]  # fmt: skip
