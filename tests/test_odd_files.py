@@ -96,7 +96,7 @@ def measured(file, tmp_path, labels, order=None):
         )
         return label_statistics(
             {"case": file},
-            {"case": (1.0, 1.0, 1.0)},
+            {"case": (4.0, 3.0, 2.0)},
             cache_file=tmp_path / "statistics.json",
             reader_name="SimpleITKIO",
             label_manager=LabelManager(labels, order),
