@@ -43,7 +43,7 @@ OF_TRAINING = (
 )  # fmt: skip
 """Settings that a trained network does not depend on."""
 OF_DECODING = ("mise_levels", "mise_margin", "decoding")
-"""Likewise: they may change after training."""
+"""Settings of decoding, which may change after training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

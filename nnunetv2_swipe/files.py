@@ -132,8 +132,9 @@ def flush_to_disk(file: Path) -> None:
 def stamp(file: str | Path) -> list[Any]:
     """Name, size, and times of the last change of a file's content and of its entry, in plain JSON types.
 
-    Copying and unpacking keep the first of the two times, but nothing keeps the second. Two stamps are compared for
-    equality: a file that was put in another's place has another stamp, whether it is older or newer.
+    Copying and unpacking keep the first of the two times, but not the second (on Windows, the time of creation). Two
+    stamps are compared for equality: a file that was put in another's place has another stamp, whether it is older or
+    newer.
     """
     found = Path(file).stat()
     return [Path(file).name, found.st_size, found.st_mtime_ns, found.st_ctime_ns]

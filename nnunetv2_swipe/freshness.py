@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_swipe.files import digest, replaced
+from nnunetv2_swipe.images.tiff import spacing_file
 
 
 def raw_files(case: Mapping[str, Any]) -> list[Path]:
     """Images and label of a case, and the .json files beside them from which nnU-Net reads a TIFF's spacing."""
     images, label = [Path(image) for image in case["images"]], Path(case["label"])
-    of_image = {image.with_name(f"{image.stem[:-5]}.json") for image in images}  # the name without _0000
-    return [*images, label, *(file for file in (*sorted(of_image), label.with_suffix(".json")) if file.is_file())]
+    beside = (*sorted({spacing_file(image) for image in images}), spacing_file(label, is_label=True))
+    return [*images, label, *(file for file in beside if file.is_file())]
 
 
 def changed_since(time_ns: int, files: Iterable[Path]) -> Path | None:
@@ -42,11 +43,22 @@ def outdated_copies(labels: Mapping[str, Path], folder: Path, file_ending: str) 
     """
     copies = {folder / f"{case}{file_ending}": label for case, label in labels.items()}
     both = {copy: label for copy, label in copies.items() if copy.is_file() and label.is_file()}
-    return {copy: label for copy, label in both.items() if digest(copy) != digest(label)}
+    return {copy: label for copy, label in both.items() if _differ(copy, label)}
+
+
+def _differ(copy: Path, label: Path) -> bool:
+    """Whether two files hold different content; they are read only if their sizes and dates do not tell."""
+    of_copy, of_label = copy.stat(), label.stat()
+    if of_copy.st_size != of_label.st_size:
+        return True
+    # nnU-Net's copies keep the date; the entry of a label file that was replaced is younger than its copy's
+    if of_copy.st_mtime_ns == of_label.st_mtime_ns and of_copy.st_ctime_ns > of_label.st_ctime_ns:
+        return False
+    return digest(copy) != digest(label)
 
 
 def renew_copies(outdated: Mapping[Path, Path]) -> None:
     """Put the label files, as `outdated_copies` gives them, in the place of their copies."""
     for copy, label in outdated.items():
         with replaced(copy) as unfinished:
-            shutil.copyfile(label, unfinished)
+            shutil.copy2(label, unfinished)  # with its date, as nnU-Net copies it

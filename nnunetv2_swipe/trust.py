@@ -87,9 +87,7 @@ def read_pickle(file: str | Path) -> Any:  # noqa: ANN401
             raise ValueError(f"{file} cannot be read ({error}). It is damaged; preprocess the dataset anew.") from error
 
 
-def require_known_names(
-    plans: Mapping[str, Any], configuration: Mapping[str, Any], file: str | Path, *, trust: bool = False
-) -> None:
+def require_known_names(plans: Mapping[str, Any], configuration: Mapping[str, Any], file: str | Path) -> None:
     """ValueError if a plan names code that is not a reader, preprocessor and so on, installed here.
 
     nnU-Net calls what a plan names. So it must be found where nnU-Net looks for such things, and be one.
@@ -98,17 +96,14 @@ def require_known_names(
         plans: nnU-Net's plan.
         configuration: Its configuration that is used, inheritance resolved; empty if none is.
         file: Of the plan; for the message.
-        trust: Check nothing.
     """
-    if trust:
-        return
     for key, (kind, _, _) in _KINDS.items():
         values = {**plans, **configuration}.get(key)
         for name in values if isinstance(values, list) else [values]:
             if name is not None and not is_known(key, name):
                 raise ValueError(
                     f"{file}: {key!r} is {name!r}, which is no {kind} that is installed here. Restore the plan, or "
-                    "install what it needs. If you trust whoever made the model, use --trust."
+                    "install what it needs."
                 )
 
 

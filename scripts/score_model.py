@@ -13,7 +13,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from accuracy_study import Scale
 from calibration import calibration, expected_calibration_error
-from nnunetv2_swipe.inference.geometry import Grid
+from nnunetv2_swipe.geometry import Grid
 from nnunetv2_swipe.inference.grid import predict_logits_on_grid
 from nnunetv2_swipe.inference.tiles import plain_network
 from nnunetv2_swipe.labels import declared_labels

@@ -15,9 +15,9 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from nnunetv2_swipe.geometry import grid_of_image
 from nnunetv2_swipe.inference import case_files
 from nnunetv2_swipe.inference.case_files import CaseFiles
-from nnunetv2_swipe.inference.geometry import grid_of_image
 from nnunetv2_swipe.inference.whole_files import is_whole
 
 READERS = [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient]
@@ -223,3 +223,10 @@ def test_on_a_disk_that_fills_no_file_appears(tmp_path, small_disk, ending):
     with pytest.raises(OSError, match=rf"p1{ending} cannot be written"):
         write_case(small_disk / "p1", SimpleITKIO(), image, ending, highest=255)
     assert not list(small_disk.iterdir())
+
+
+def test_a_map_with_nan_is_whole(tmp_path):
+    """A network that overflows is no fault of the disk."""
+    file = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.full((3, 4, 5), np.nan, np.float32), np.eye(4)), file)
+    assert is_whole(file, SimpleITKIO())

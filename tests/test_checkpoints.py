@@ -1,5 +1,6 @@
 """Checkpoints: written beside the good one, read with an error that names them, compared with the plan."""
 
+import copy
 import os
 import re
 import shutil
@@ -280,3 +281,31 @@ def test_a_training_does_not_go_on_with_data_preprocessed_otherwise():
         maybe_load_checkpoint(trainer_of(continues=True, edit=edit), True, False)
     with pytest.raises(RuntimeError, match="fold_0 was trained with 'normalization_schemes'"):
         trainer_of(fold=2, edit=edit).initialize()
+
+
+def test_our_preprocessor_without_source_frame_is_nnunets(model):
+    """Trainings on plans of nnU-Net began with its preprocessor, and go on with ours, which checks the input."""
+    trained = read_checkpoint(model / "fold_0" / FINAL)["init_args"]
+    plans = copy.deepcopy(trained["plans"])
+    for plan, name in ((trained["plans"], "DefaultPreprocessor"), (plans, "SwIPEPreprocessor")):
+        plan["configurations"][CONFIGURATION]["preprocessor_name"] = name
+    require_same_plan(trained, plans, trained["dataset_json"], model, "it")
+    plans["configurations"][CONFIGURATION]["preprocessor_name"] = "SwIPEPreprocessor_withSourceFrame"
+    with pytest.raises(RuntimeError, match="it was trained with 'preprocessor_name'"):
+        require_same_plan(trained, plans, trained["dataset_json"], model, "it")
+
+
+@pytest.mark.parametrize("key", ["labels", "file_ending", "channel_names"])
+def test_a_models_dataset_json_without_a_key_is_named(model, key):
+    edit_json(model / "dataset.json", lambda content: content.pop(key))
+    with pytest.raises(ValueError, match=rf'dataset\.json: the key "{key}" is missing'):
+        load(model)
+
+
+def test_too_little_memory_is_no_damage(model, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+        read_checkpoint(model / "fold_0" / FINAL)

@@ -49,3 +49,11 @@ def test_numbers_of_a_grid_that_are_none_are_named(values):
     (name,) = values
     with pytest.raises(ValueError, match=f"The {name} of the output is .* above 0, at most 1,000,000"):
         OutputGrid(**values)
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_def_n_proc", "nnUNet_n_proc_DA"])
+def test_a_variable_that_nnunet_reads_without_naming_it_is_named(variable, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "abc")
+    code, message = errors(capsys, mesh_main, *REQUIRED)
+    assert code == 1
+    assert f"The environment variable {variable} is 'abc'" in message

@@ -8,8 +8,8 @@ import pytest
 import torch
 from analytic_shapes import CENTRE, DIRECTIONS, SPACINGS, distance, rotation
 
+from nnunetv2_swipe.geometry import Grid
 from nnunetv2_swipe.inference import blocks, tiles
-from nnunetv2_swipe.inference.geometry import Grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.network.coordinates import nearest_patches
 

@@ -22,8 +22,9 @@ from nnunet_helpers import (
 )
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunetv2_swipe.freshness import changed_since, raw_files
+from nnunetv2_swipe.freshness import changed_since, outdated_copies, raw_files, renew_copies
 from nnunetv2_swipe.preprocessing import SwIPEPreprocessor
+from nnunetv2_swipe.preprocessing.datasets import PlainDatasetBlosc2
 from nnunetv2_swipe.preprocessing.preprocessed_data import RECORD
 from nnunetv2_swipe.stored_cases import read_properties, require_only_cases, stored_cases
 
@@ -273,3 +274,34 @@ def test_properties_that_cannot_be_read_are_named(tmp_path, content):
     (tmp_path / "a.pkl").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.pkl .*reprocess the dataset a"):
         read_properties(tmp_path / "a.pkl")
+
+
+def test_copies_that_kept_the_date_are_compared_without_reading(tmp_path, monkeypatch):
+    label, copy = tmp_path / "case.nii.gz", tmp_path / "gt" / "case.nii.gz"
+    copy.parent.mkdir()
+    label.write_bytes(b"old")
+    shutil.copy2(label, copy)
+    with monkeypatch.context() as patch:
+        patch.setattr("nnunetv2_swipe.freshness.digest", lambda file: pytest.fail(f"{file} was read"))
+        assert outdated_copies({"case": label}, copy.parent, ".nii.gz") == {}
+    replace_as_unzip_does_with(label, b"new")
+    assert outdated_copies({"case": label}, copy.parent, ".nii.gz") == {copy: label}
+    renew_copies({copy: label})
+    assert copy.read_bytes() == b"new"
+    assert copy.stat().st_mtime_ns == label.stat().st_mtime_ns
+
+
+def replace_as_unzip_does_with(file, content):
+    other = file.with_name("other")
+    other.write_bytes(content)
+    shutil.copystat(file, other)
+    other.replace(file)
+
+
+@pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd"])
+def test_a_cut_file_is_named_as_it_is_read_in_training(data, tmp_path, ending):
+    shutil.copytree(data, tmp_path / "data")
+    file = tmp_path / "data" / f"{CASE}{ending}"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"The case {CASE} in .* cannot be read .*preprocess the dataset anew"):
+        PlainDatasetBlosc2(str(tmp_path / "data")).load_case(CASE)

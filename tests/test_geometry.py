@@ -10,7 +10,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from skimage.io import imsave
 
-from nnunetv2_swipe.inference.geometry import Grid, grid_of_image, place, properties_on_grid
+from nnunetv2_swipe.geometry import Grid, grid_of_image, place, properties_on_grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 
 READERS = [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient]

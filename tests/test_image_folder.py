@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from nnunetv2_swipe.inference.image_folder import case_of, images_of_cases, require_places
+from nnunetv2_swipe.images.folder import case_of, images_of_cases, require_places
 
 NII = ".nii.gz"
 
@@ -72,3 +72,9 @@ def test_the_spacing_of_a_tiff_does_not_replace_a_file_of_nnunet(name):
     with pytest.raises(ValueError, match=rf"in/{name}_0000\.tif would replace nnU-Net's out/{name}\.json"):
         require_places(images, outputs, ".tif", inputs=[])
     require_places([[f"in/{name}_0000.nii.gz"]], outputs, ".nii.gz", inputs=[])
+
+
+def test_what_macos_adds_to_copies_is_no_case(tmp_path):
+    for name in ("a_0000.nii.gz", "._a_0000.nii.gz"):
+        (tmp_path / name).touch()
+    assert images_of_cases(str(tmp_path), ".nii.gz") == [[str(tmp_path / "a_0000.nii.gz")]]

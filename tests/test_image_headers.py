@@ -16,10 +16,10 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWit
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from PIL import Image
 
+from nnunetv2_swipe.geometry import grid_of_image
 from nnunetv2_swipe.images.cases import check_case
 from nnunetv2_swipe.images.dicom import require_images
 from nnunetv2_swipe.images.headers import read_header
-from nnunetv2_swipe.inference.geometry import grid_of_image
 
 NUMBERS = np.random.default_rng(0).integers(0, 255, (7, 20, 30, 4), dtype=np.uint8)
 

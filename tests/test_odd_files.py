@@ -16,14 +16,15 @@ from analytic_shapes import CENTRE, Interpolated, any_plan, any_predictor, prepr
 from nibabel.testing import data_path
 from nnunet_helpers import nnunet_folders
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_swipe.commands.mesh import write_meshes
 from nnunetv2_swipe.commands.predict import _output_grid
 from nnunetv2_swipe.images.cases import check_case, check_dataset
+from nnunetv2_swipe.images.dicom import require_images
 from nnunetv2_swipe.images.headers import read_header
 from nnunetv2_swipe.inference import encoded_image
 from nnunetv2_swipe.labels import require_declared, require_writable
@@ -418,3 +419,69 @@ def test_a_grid_to_predict_on_that_cannot_be_read_is_named(tmp_path):
     arguments = SimpleNamespace(like=file, spacing=None, size=None)
     with pytest.raises(ValueError, match=r"grid\.nii\.gz has 4 axes"):
         _output_grid(arguments, any_predictor())
+
+
+TURNED = [[2, -1], [0, 1], [1, -1]]
+"""Other axes of the array, two of them reversed, in the same place."""
+
+
+def save_turned(file, values):
+    nibabel.save(nibabel.Nifti1Image(values, AFFINE).as_reoriented(TURNED), file)
+    return str(file)
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIOWithReorient, NibabelIOWithReorient])
+def test_axes_in_several_orders_fit_if_the_reader_brings_them_into_one(tmp_path, image, reader):
+    files = [image, save_turned(tmp_path / "case_0001.nii.gz", VALUES)]
+    label = save_turned(tmp_path / "case.nii.gz", LABELS)
+    read, _ = reader().read_images(files)
+    np.testing.assert_allclose(read[0], read[1], rtol=1e-6)
+    assert [header.note for header in check_case(files, reader, ["a", "b"], label)] == [None, None]
+    with pytest.raises(ValueError, match="must have one shape and spacing"):
+        check_case(files, SimpleITKIO, ["a", "b"])
+
+
+def test_channels_that_lie_elsewhere_are_noted(tmp_path, image):
+    moved = AFFINE.copy()
+    moved[0, 3] += 50
+    other = save(tmp_path / "case_0001.nii.gz", affine=moved)
+    first, second = check_case([image, other], SimpleITKIO, ["a", "b"])
+    assert first.note is None
+    assert "does not lie where the case's first channel lies" in second.note
+
+
+def test_a_note_on_many_cases_is_logged_once(tmp_path, caplog):
+    for case in "abc":
+        file = nibabel.Nifti1Image(VALUES, AFFINE)
+        file.set_qform(np.diag([2.5, 3.0, 4.0, 1.0]), code="scanner")  # the voxel size in pixdim, too
+        file.set_sform(AFFINE, code="scanner")
+        nibabel.save(file, tmp_path / f"{case}_0000.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        assert set(any_predictor().cases(str(tmp_path))) == set("abc")
+    (record,) = [r for r in caplog.records if "by its pixdim" in r.message]
+    assert "a_0000.nii.gz and 2 more files" in record.message
+
+
+def test_dicom_in_many_folders_is_recognised(tmp_path):
+    for number in range(120):
+        (tmp_path / f"patient{number}").mkdir()
+        (tmp_path / f"patient{number}" / "slice").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(ValueError, match=r"holds DICOM\. Convert"):
+        require_images(tmp_path, ".nii.gz")
+
+
+def test_an_image_without_the_number_of_a_channel_is_named_in_planning(planner):
+    planner.images.mkdir()
+    save(planner.images / "good.nii.gz")
+    with pytest.raises(ValueError, match=r"holds good\.nii\.gz, without the number of a channel"):
+        planner()
+
+
+def test_a_fingerprint_of_other_files_is_refused(planner, tmp_path, image):
+    made = planner(image, save(tmp_path / "case.nii.gz", LABELS))
+    made._headers = check_dataset(made.dataset, SimpleITKIO, made.dataset_json)
+    made.dataset_fingerprint = {"spacings": [[4.0, 3.0, 2.0]]}
+    assert made._spacings_mm() == {"case": [4.0, 3.0, 2.0]}
+    made.dataset_fingerprint = {"spacings": [[4.0, 3.0, 1.0]]}
+    with pytest.raises(ValueError, match=r"case_0000\.nii\.gz the spacing .* It is of other files.* --clean"):
+        made._spacings_mm()

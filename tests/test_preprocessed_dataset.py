@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from nnunet_helpers import PLANS, edit_json, make_trainer, narrow, nnunet_folders, plan, plans_file
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_swipe.commands.predict import _grid_as_read
 from nnunetv2_swipe.trainers.swipe_trainer import SwIPETrainer
@@ -200,7 +201,10 @@ def test_training_names_splits_that_are_damaged(preprocessed, trainer, monkeypat
             trainer.do_split()
     finally:
         file.unlink()
+    # the file appears when it is complete, for folds that start together
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.save_json", lambda *_: pytest.fail("in place"))
     assert sorted(itertools.chain(*trainer.do_split())) == list(CASES)
+    assert json.loads(file.read_text()) == generate_crossval_split(list(CASES), seed=12345, n_splits=5)
 
 
 class TestPlanner:

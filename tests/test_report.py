@@ -26,7 +26,7 @@ from PIL import Image
 
 from nnunetv2_swipe.commands.common import trained_folds
 from nnunetv2_swipe.commands.report import main
-from nnunetv2_swipe.inference.geometry import Grid
+from nnunetv2_swipe.geometry import Grid
 from nnunetv2_swipe.report import build, case_views
 from nnunetv2_swipe.report.cases import Case
 from nnunetv2_swipe.report.page import CaseRow, Report, worst_first, write_page

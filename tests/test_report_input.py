@@ -25,7 +25,7 @@ from nnunetv2_swipe.report.cases import Case, cases_of_predictions
 from nnunetv2_swipe.report.page import CaseRow, Report, write_page
 from nnunetv2_swipe.report.pictures import grey_levels, heat_layer, image_layer, view
 from nnunetv2_swipe.report.structures import Structures
-from nnunetv2_swipe.report.volumes import read_case
+from nnunetv2_swipe.report.volumes import read_case, read_image
 from score_model import read_truth
 
 STRUCTURES = Structures({"liver": (1,)}, False, None)
@@ -149,7 +149,7 @@ def test_the_truth_that_scripts_score_with_is_of_the_image(case):
 @pytest.mark.parametrize("damage", [lambda content: content[:20], lambda _: b"", lambda _: b"no image"])
 def test_a_damaged_file_is_named(case, tmp_path, name, damage):
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
-    with pytest.raises(ValueError, match=f"{name}: cannot be read"):
+    with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
         read_case(case, SimpleITKIO(), STRUCTURES)
 
 
@@ -236,6 +236,14 @@ def test_values_that_are_not_finite_leave_the_picture_as_it_is(bad):
     assert found[0, 0, 0] == (255 if bad == np.inf else 0)
     assert np.abs(found.astype(int) - expected)[1:].max() <= 2
     assert expected.std() > 30
+
+
+def test_an_image_with_nan_is_shown(tmp_path):
+    values = np.random.default_rng(0).normal(0, 1, (4, 5, 6)).astype(np.float32)
+    values[0, 0, 0] = np.nan
+    file = tmp_path / "p_0000.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), file)
+    assert read_image([file], SimpleITKIO()).values.shape == (1, 6, 5, 4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 7.0])

@@ -229,11 +229,14 @@ def make_plans(root, dataset_json, fingerprint, statistics):
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     (root / "nnUNet_raw" / DATASET / "dataset.json").write_text(json.dumps(dataset_json))
     planner = CheapPlanner(DATASET)
-    try:
-        plans = planner.plan_experiment()
-    except (ZeroDivisionError, OverflowError):  # nnU-Net rounds the side of some flat volumes to zero voxels
-        reject()
     with pytest.MonkeyPatch.context() as patch:
+        # there is a fingerprint, but no image
+        patch.setattr("nnunetv2_swipe.planners.swipe_planner.check_dataset", lambda *_: None)
+        patch.setattr(SwIPEPlanner, "_spacings_mm", lambda _: {})
+        try:
+            plans = planner.plan_experiment()
+        except (ZeroDivisionError, OverflowError):  # nnU-Net rounds the side of some flat volumes to zero voxels
+            reject()
         patch.setattr("nnunetv2_swipe.planners.swipe_planner.label_statistics", lambda *_, **__: statistics)
         # takes seconds, and runs what the test itself runs next
         patch.setattr("nnunetv2_swipe.planners.swipe_planner.fitting_batch_size", lambda _, __, n, *_a, **_k: (n, 0))

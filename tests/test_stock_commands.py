@@ -30,16 +30,16 @@ EPOCHS, ITERATIONS = 3, 3
 TRAIN_AND_KEEP_CHECKPOINTS = """
 import shutil
 from nnunetv2.run.run_training import run_training_entry
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2_swipe.trainers import SwIPETrainer
 
-save = nnUNetTrainer.save_checkpoint
+save = SwIPETrainer.save_checkpoint
 
 def save_and_keep(self, filename):
     save(self, filename)
     if filename.endswith("checkpoint_latest.pth"):
         shutil.copy(filename, f"{filename}.{self.current_epoch}")
 
-nnUNetTrainer.save_checkpoint = save_and_keep
+SwIPETrainer.save_checkpoint = save_and_keep
 run_training_entry()
 """
 

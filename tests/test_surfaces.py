@@ -16,8 +16,8 @@ from skimage.measure import marching_cubes
 
 from nnunetv2_swipe.commands import mesh as mesh_command
 from nnunetv2_swipe.commands.mesh import FORMATS
+from nnunetv2_swipe.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.case_files import CaseFiles
-from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.surface_files import file_names, write_mesh
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
@@ -223,6 +223,8 @@ def test_every_name_is_that_of_a_file_below_the_folder():
 
 class Spheres:
     """A predictor of cases and classes, each a sphere at a place of its own, but for those that are absent."""
+
+    plans_manager = SimpleNamespace(image_reader_writer_class=object)  # of which no headers are known
 
     def __init__(self, cases, classes, absent=()):
         self.channels = {name: number for number, name in enumerate(classes)}

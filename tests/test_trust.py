@@ -201,9 +201,8 @@ def test_a_trainer_that_is_none_of_ours_is_refused(model, name):
     ],
 )
 def test_names_in_a_plan_are_of_what_nnunet_looks_for(key, name):
-    with pytest.raises(ValueError, match=rf"plans\.json: '{key}' is .*--trust"):
+    with pytest.raises(ValueError, match=rf"plans\.json: '{key}' is .*that is installed here"):
         require_known_names({key: name}, {}, "plans.json")
-    require_known_names({key: name}, {}, "plans.json", trust=True)
 
 
 def test_names_in_plans_of_nnunet_and_ours_are_known(model):

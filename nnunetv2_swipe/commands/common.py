@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_swipe.environment import whole_number
 from nnunetv2_swipe.limits import available_threads
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace],
     """Run a command; errors of the input end it with their message alone."""
     arguments = parser.parse_args()
     try:
+        for variable in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA"):
+            whole_number(variable, 0, lowest=0)  # nnU-Net reads them when it is imported, and does not name them
         command(arguments)
     except (ValueError, OSError, RuntimeError, AssertionError, MemoryError) as error:  # nnU-Net asserts
         if arguments.verbose:
@@ -60,7 +63,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="read the model even if its files hold more than plain data; they can run code: trust whoever made them",
+        help="read checkpoints even if they hold more than plain data; they can run code: trust whoever made them",
     )
 
 

@@ -10,7 +10,7 @@ from nnunetv2_swipe.environment import whole_number
 from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY, UNCERTAINTIES
 
 if TYPE_CHECKING:
-    from nnunetv2_swipe.inference.geometry import Grid
+    from nnunetv2_swipe.geometry import Grid
     from nnunetv2_swipe.inference.output_grid import OutputGrid
     from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 
@@ -70,16 +70,16 @@ def _output_grid(arguments: argparse.Namespace, predictor: "SwIPEPredictor") -> 
 
 def _grid_as_read(file: str, predictor: "SwIPEPredictor") -> "Grid":
     """The grid of an image or label map, as the model's reader reads it."""
+    from nnunetv2_swipe.geometry import grid_of_image
     from nnunetv2_swipe.images.headers import read_header
-    from nnunetv2_swipe.inference.geometry import grid_of_image
+    from nnunetv2_swipe.images.tiff import spacing_file
 
     if not Path(file).is_file():
         raise ValueError(f"The image {file} does not exist.")
     reader = predictor.plans_manager.image_reader_writer_class()
-    read_header(file, type(reader))  # what cannot be read is named
-    # a TIFF's spacing is in a file named after the case; a label map, which is named after it, too, may end in digits
-    is_label = Path(file).with_suffix(".json").is_file()
-    is_channel = not is_label and re.search(r"_\d{4}\.", Path(file).name)
+    # a label map, which is named after its case, may end in digits, too
+    is_channel = re.search(r"_\d{4}\.", Path(file).name) and not spacing_file(file, is_label=True).is_file()
+    read_header(file, type(reader), is_label=not is_channel)  # what cannot be read is named
     image, properties = reader.read_images([file]) if is_channel else reader.read_seg(file)
     return grid_of_image(properties, image.shape[1:])
 

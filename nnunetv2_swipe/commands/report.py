@@ -48,7 +48,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     model = folder if of_model else arguments.m and Path(arguments.m)
     dataset = _load(model or folder, "dataset.json", ["labels", "file_ending"])
     plan_file = _load(model or folder, "plans.json", ["dataset_name", "image_reader_writer"])
-    require_known_names(plan_file, {}, (model or folder) / "plans.json", trust=arguments.trust)
+    require_known_names(plan_file, {}, (model or folder) / "plans.json")
     plans, folds = PlansManager(plan_file), _folds(model, arguments) if model else []
     if of_model:
         cases = cases_of_model(folder, plans.dataset_name, dataset["file_ending"], folds)

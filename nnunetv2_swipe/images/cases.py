@@ -3,19 +3,23 @@
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from nnunetv2_swipe.geometry import Grid
 from nnunetv2_swipe.images.content import check_content
 from nnunetv2_swipe.images.headers import ONE_FILE_PER_CHANNEL, Header, read_header
-from nnunetv2_swipe.inference.geometry import Grid
 
 logger = logging.getLogger(__name__)
 
-_OF_A_VOXEL = 0.5
-"""How far, in voxels, an image and its label map may be apart: further away a voxel's label is its neighbour's."""
+_ELSEWHERE = (
+    "by its header it does not lie where the case's first channel lies. nnU-Net lays the voxels of all channels upon "
+    "each other as they are. Check the headers"
+)
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
@@ -51,14 +55,18 @@ def check_case(
             "of a channel missing?"
         )
     first = headers[0]
-    for other in headers[1:]:
-        if other.shape != first.shape or not np.allclose(other.properties["spacing"], first.properties["spacing"]):
+    as_read = partial(_grid_as_read, reader=reader)
+    for number, other in enumerate(headers[1:], start=1):
+        grids = as_read(first), as_read(other)
+        if grids[0].shape != grids[1].shape or not np.allclose(grids[0].spacing, grids[1].spacing):
             raise ValueError(
                 f"The channels of a case must have one shape and spacing. {_described(first)}; {_described(other)}. "
                 "Resample one onto the grid of the other."
             )
+        if other.note is None and not grids[0].is_same_as(grids[1]):
+            headers[number] = replace(other, note=_ELSEWHERE)
     if label is not None and (header := read_header(label, reader, is_label=True)) is not None:
-        _require_fit(header, first)
+        _require_fit(header, first, as_read(header).is_same_as(as_read(first)))
     return headers
 
 
@@ -79,7 +87,7 @@ def check_files(
 
 def check_dataset(
     dataset: Mapping[str, Mapping[str, Any]], reader: type[BaseReaderWriter], dataset_json: Mapping[str, Any]
-) -> None:
+) -> dict[str, list[Header]]:
     """Check the headers of all cases of a training dataset, and warn of what can be used but may be a mistake.
 
     Args:
@@ -87,19 +95,23 @@ def check_dataset(
         reader: The class of nnU-Net that will read them.
         dataset_json: nnU-Net's dataset.json.
 
+    Returns:
+        Case -> the headers of its image's files; none if the reader is none of nnU-Net's own.
+
     Raises:
         ValueError: A file cannot be used; the message names it.
         OSError: There is no access to a file.
     """
     names = channel_names(dataset_json)
-    cases = [check_case(files["images"], reader, names, files["label"]) for files in dataset.values()]
-    headers = list(itertools.chain.from_iterable(cases))
+    cases = {case: check_case(files["images"], reader, names, files["label"]) for case, files in dataset.items()}
+    headers = list(itertools.chain.from_iterable(cases.values()))
     log_notes(headers)
     _warn(
         [header.file for header in headers if _has_lost_spacing(header)],
         "the voxels are 1 x 1 x 1 mm and begin at the origin, as if the geometry had been lost. If that is not their "
         "true size, write it into the files (of TIFF volumes into CASE.json) and plan again",
     )
+    return cases
 
 
 def log_notes(headers: Iterable[Header]) -> None:
@@ -123,7 +135,12 @@ def require_three_axes(properties: Mapping[str, Any], case: str) -> None:
         raise ValueError(f"The image of the case {case} has {axes} axes. {ONE_FILE_PER_CHANNEL}; then plan again.")
 
 
-def _require_fit(label: Header, image: Header) -> None:
+def _grid_as_read(header: Header, reader: type[BaseReaderWriter]) -> Grid:
+    """The grid of what a reader makes of a file; some bring the axes of every file into one order."""
+    return header.grid.in_order_of_ras() if reader.__name__.endswith("WithReorient") else header.grid
+
+
+def _require_fit(label: Header, image: Header, on_one_grid: bool) -> None:
     """ValueError if a label map has several channels or another grid than its image."""
     if label.channels != 1:
         raise ValueError(
@@ -131,17 +148,11 @@ def _require_fit(label: Header, image: Header) -> None:
             "Save the numbers, without a palette."
         )
     knows_both = label.knows_spacing and image.knows_spacing
-    if label.shape != image.shape or (knows_both and _distance(label.grid, image.grid) > _OF_A_VOXEL):
+    if not on_one_grid and (knows_both or label.shape != image.shape):
         raise ValueError(
             f"The label map is on another grid than its image. {_described(label)}; {_described(image)}. Correct the "
             "header that is wrong, or resample the label map onto the image's grid (nearest neighbour)."
         )
-
-
-def _distance(grid: Grid, other: Grid) -> float:
-    """How far two grids of one shape are apart at their corners, in voxels along any axis."""
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in grid.shape))), dtype=float)
-    return float(np.abs(other.index_of(grid.position_of(corners)) - corners).max())
 
 
 def _has_lost_spacing(header: Header) -> bool:

@@ -8,19 +8,23 @@ from typing import BinaryIO
 from nnunetv2_swipe.images.nifti import CHUNK, ENDINGS, check_nifti_content, cut_off, damage_named, read_to_end
 
 
-def check_content(file: str) -> None:
+def check_content(file: str, *, finite: bool = True) -> None:
     """Read a file of a format whose reader lets damage pass once to its end.
 
     These are NIfTI (cut off, checksum, NaN and infinity), compressed MetaImage (checksum) and compressed NRRD
     (checksum). The readers of other formats raise errors by themselves, or the format has no checksum.
 
+    Args:
+        file: The file.
+        finite: Refuse NaN and infinity, too, where the file is NIfTI.
+
     Raises:
-        ValueError: The file is cut off or damaged, or, if it is NIfTI, holds NaN or infinity; the message names it.
+        ValueError: The file is cut off or damaged, or holds NaN or infinity; the message names it.
         OSError: There is no such file, or no access to it.
     """
     name = file.lower()
     if name.endswith(ENDINGS):
-        check_nifti_content(file)
+        check_nifti_content(file, finite=finite)
     elif name.endswith(".mha"):
         _check_metaimage(file)
     elif name.endswith(".nrrd"):

@@ -15,7 +15,8 @@ _LOOKED_AT = 100
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM, or a folder holds such a file among the first hundred."""
     if path.is_dir():
-        return any(is_dicom(file) for file in islice(path.rglob("*"), _LOOKED_AT) if file.is_file())
+        files = (file for file in path.rglob("*") if file.is_file())
+        return any(is_dicom(file) for file in islice(files, _LOOKED_AT))
     with path.open("rb") as stream:
         return stream.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
 

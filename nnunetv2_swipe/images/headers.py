@@ -12,10 +12,10 @@ import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_swipe.files import read_json_object
+from nnunetv2_swipe.geometry import Grid, grid_of_image
 from nnunetv2_swipe.images import nifti
 from nnunetv2_swipe.images.dicom import DICOM_REMEDY, is_dicom
-from nnunetv2_swipe.images.tiff import TIFF_ENDINGS, read_tiff_header
-from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
+from nnunetv2_swipe.images.tiff import TIFF_ENDINGS, read_tiff_header, spacing_file
 
 ONE_FILE_PER_CHANNEL = (
     "nnU-Net takes one file per channel: write each channel (or time point, as a case of its own) to a file of its "
@@ -46,7 +46,7 @@ class Header:
 
     @property
     def grid(self) -> Grid:
-        """Where the voxels lie in the patient."""
+        """Where the voxels lie in the patient, the axes in the file's order."""
         return grid_of_image(self.properties, self.shape)
 
 
@@ -181,13 +181,12 @@ def _by_tifffile(file: str, reader: str, is_label: bool) -> Header:
             f"{file} has the shape {tiff.shape} and {tiff.samples} values per pixel; {reader} reads grey volumes, of "
             "three axes. Images in 2D end in .tif and are read by NaturalImage2DIO."
         )
-    stem = file[: file.rindex(".")]
-    spacing_file = Path((stem if is_label else stem[: -len("_0000")]) + ".json")
-    if not spacing_file.is_file():
+    beside = spacing_file(file, is_label=is_label)
+    if not beside.is_file():
         return Header(file, 1, tiff.shape, {"spacing": (1, 1, 1)}, tiff.note, knows_spacing=False)
-    spacing = read_json_object(spacing_file).get("spacing")
+    spacing = read_json_object(beside).get("spacing")
     if not isinstance(spacing, list) or len(spacing) != 3 or not all(isinstance(s, (int, float)) for s in spacing):
-        raise ValueError(f'{spacing_file} must hold {{"spacing": [z, y, x]}}, three numbers of millimetres.')
+        raise ValueError(f'{beside} must hold {{"spacing": [z, y, x]}}, three numbers of millimetres.')
     return Header(file, 1, tiff.shape, {"spacing": spacing}, tiff.note)
 
 

@@ -70,8 +70,12 @@ def contradiction(file: str) -> str | None:
     return None
 
 
-def check_nifti_content(file: str) -> None:
+def check_nifti_content(file: str, *, finite: bool = True) -> None:
     """Read a NIfTI file once to its end, 4 MiB at a time: length, checksum, and values that are not finite.
+
+    Args:
+        file: The file.
+        finite: Refuse values that are not finite.
 
     Raises:
         ValueError: The file is cut off or damaged, or holds NaN or infinity; the message names it.
@@ -87,7 +91,7 @@ def check_nifti_content(file: str) -> None:
             left -= len(chunk)
             if left and len(chunk) < CHUNK:
                 raise cut_off(file)
-            if dtype.kind in "fc":
+            if finite and dtype.kind in "fc":
                 not_finite += int((~np.isfinite(np.frombuffer(chunk, dtype))).sum())
         read_to_end(stream)
     if not_finite:

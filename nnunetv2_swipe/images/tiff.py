@@ -1,5 +1,6 @@
 """What the header of a TIFF file says."""
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tifffile
@@ -7,6 +8,13 @@ import tifffile
 from nnunetv2_swipe.images.nifti import cut_off
 
 TIFF_ENDINGS = (".tif", ".tiff")
+
+
+def spacing_file(image: str | Path, *, is_label: bool = False) -> Path:
+    """The file from which nnU-Net reads the spacing of a TIFF volume: CASE.json, of a label map and of each channel."""
+    file = Path(image)
+    case = file.stem if is_label else file.stem[: -len("_0000")]
+    return file.with_name(f"{case}.json")
 
 
 class TiffHeader(NamedTuple):

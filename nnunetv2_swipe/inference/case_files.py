@@ -16,8 +16,8 @@ from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_swipe.files import errors_of_writing, flush_to_disk
+from nnunetv2_swipe.geometry import RAS_TO_LPS, Grid, grid_of_image
 from nnunetv2_swipe.images.nifti import ENDINGS as NIFTI_ENDINGS
-from nnunetv2_swipe.inference.geometry import RAS_TO_LPS, Grid, grid_of_image
 from nnunetv2_swipe.inference.whole_files import is_whole
 
 LARGE = 1 << 30

@@ -14,11 +14,11 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.helpers import empty_cache
 
+from nnunetv2_swipe.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.case_files import CaseFiles
 from nnunetv2_swipe.inference.case_preprocessing import CasePreprocessor
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
 from nnunetv2_swipe.inference.failures import Failures
-from nnunetv2_swipe.inference.geometry import Grid, properties_on_grid
 from nnunetv2_swipe.inference.memory import spare_memory
 from nnunetv2_swipe.inference.output_grid import OutputGrid
 from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY, UNCERTAINTIES
@@ -60,7 +60,7 @@ class CasePredictor(nnUNetPredictor):
         save_probabilities: bool = False,
         num_processes_segmentation_export: int = default_num_processes,
     ) -> list[Any]:
-        """As nnU-Net's; label maps are on the output grid. Files are written by as many threads.
+        """As nnU-Net's; label maps are on the output grid. Files are written by threads.
 
         Returns:
             For each case None if its files were written, else its label map or, with `save_probabilities`, the label

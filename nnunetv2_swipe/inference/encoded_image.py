@@ -12,7 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_swipe.inference.geometry import Grid, Placement, box_around, grid_of_image, place
+from nnunetv2_swipe.geometry import Grid, Placement, box_around, grid_of_image, place
 from nnunetv2_swipe.inference.memory import require_memory
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 from nnunetv2_swipe.inference.tiles import TiledImage

@@ -9,6 +9,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunetv2_swipe.dataset_json import read_dataset_json
 from nnunetv2_swipe.files import read_json_object
 from nnunetv2_swipe.planners.nnunet_plan import check_plan, with_inherited
 from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_fit, require_same_plan
@@ -37,14 +38,14 @@ def read_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str, *
         folder: Of the model, which holds plans.json, dataset.json and a folder of each fold.
         folds: Numbers, or "all"; one at least.
         checkpoint_name: The checkpoint's file name in the folder of each fold.
-        trust: Read checkpoints whatever they hold, and use whatever the plan names.
+        trust: Read checkpoints whatever they hold, also what runs code.
 
     Raises:
         ValueError: A file is not valid, the plan names something unknown, or the model is of another trainer.
         OSError: A file is missing, or there is no access to it.
         RuntimeError: A checkpoint is damaged, holds more than plain data, or was trained with another plan.
     """
-    plans, dataset_json = (read_json_object(folder / name) for name in ("plans.json", "dataset.json"))
+    plans, dataset_json = read_json_object(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
     checkpoints = {}
     for fold in folds:
         file = folder / f"fold_{fold}" / checkpoint_name
@@ -53,7 +54,7 @@ def read_model(folder: Path, folds: Sequence[int | str], checkpoint_name: str, *
     first_file, first = next(iter(checkpoints.items()))
     trainer = _trainer_class(first["trainer_name"], first_file)
     name = first["init_args"]["configuration"]
-    require_known_names(plans, with_inherited(plans, name), folder / "plans.json", trust=trust)
+    require_known_names(plans, with_inherited(plans, name), folder / "plans.json")
     check_plan(plans, name)
     for file, checkpoint in checkpoints.items():
         if _origin(checkpoint) != _origin(first):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from nnunetv2_swipe.inference.geometry import Grid
+from nnunetv2_swipe.geometry import Grid
 
 LARGEST_NUMBER = 1_000_000
 _Number = TypeVar("_Number", int, float)

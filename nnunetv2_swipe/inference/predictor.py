@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
 
+from nnunetv2_swipe.geometry import Grid
 from nnunetv2_swipe.images.cases import channel_names, check_case, log_notes
-from nnunetv2_swipe.images.headers import read_header
+from nnunetv2_swipe.images.folder import case_of, images_of_cases, require_places
+from nnunetv2_swipe.images.headers import Header
 from nnunetv2_swipe.inference.case_files import remove_unfinished
 from nnunetv2_swipe.inference.case_predictor import CasePredictor
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
-from nnunetv2_swipe.inference.image_folder import case_of, images_of_cases, require_places
 from nnunetv2_swipe.inference.memory import require_memory
 from nnunetv2_swipe.inference.model_folder import read_model
 from nnunetv2_swipe.inference.output_grid import OutputGrid
@@ -42,13 +43,15 @@ class SwIPEPredictor(CasePredictor):
         *,
         trust: bool = False,
     ) -> None:
-        """As nnU-Net's, but nothing of the folder is run, and it must be as it was when the model was trained.
+        """Load a model, as nnU-Net's predictor does, but run nothing of its folder.
+
+        The plan must make the labels that it made in training; `require_same_plan` says what may differ.
 
         Args:
             model_training_output_dir: The model's folder, which holds plans.json, dataset.json and the folds.
             use_folds: Numbers, or "all"; one that is named twice counts once. None: all that are trained.
             checkpoint_name: The checkpoint's file name in the folder of each fold.
-            trust: Read checkpoints whatever they hold, and use whatever the plan names, also what runs code.
+            trust: Read checkpoints whatever they hold, also what runs code.
 
         Raises:
             ValueError: A file is not valid, the plan names something unknown, the model is of another trainer, or no
@@ -221,10 +224,11 @@ class SwIPEPredictor(CasePredictor):
             missing = [not p for p in predicted]
             images, outputs, previous = (list(compress(values, missing)) for values in (images, outputs, previous))
             print(f"{len(outputs)} cases have not been predicted yet.")
-        for files, segmentation in zip(images, previous, strict=True):
-            self._check_case(files, segmentation)
+        headers = [self._check_case(files, segmentation) for files, segmentation in zip(images, previous, strict=True)]
+        log_notes(chain.from_iterable(headers))
         if outputs:
-            self._check_outputs(images, Path(outputs[0]).parent, save_probabilities=save_probabilities)
+            grids = {of_case[0].file: of_case[0].grid for of_case in headers if of_case}
+            self._check_outputs(grids, Path(outputs[0]).parent, save_probabilities=save_probabilities)
         return images, outputs, previous
 
     def _is_predicted(self, output: Path, save_probabilities: bool) -> bool:
@@ -235,28 +239,30 @@ class SwIPEPredictor(CasePredictor):
         files += [f"{name}/{output.name}.nii.gz" for name in self.uncertainties]
         return all(is_whole(output.parent / file, self._reader) for file in files)
 
-    def _check_case(self, files: Sequence[str], previous_stage: str | None) -> None:
-        """ValueError if the headers of a case's files show that it cannot be predicted."""
+    def _check_case(self, files: Sequence[str], previous_stage: str | None) -> list[Header]:
+        """The headers of a case's image files; ValueError if they show that it cannot be predicted."""
         is_second_stage = self.configuration_manager.previous_stage_name is not None
         if is_second_stage and (previous_stage is None or not Path(previous_stage).is_file()):
             raise ValueError(f"{files[0]}: the previous stage's label map {previous_stage or ''} is missing.")
         reader = self.plans_manager.image_reader_writer_class
         label = previous_stage if is_second_stage else None
-        log_notes(check_case(files, reader, channel_names(self.dataset_json), label))
+        return check_case(files, reader, channel_names(self.dataset_json), label)
 
-    def _check_outputs(self, images: Sequence[list[str]], folder: Path, *, save_probabilities: bool) -> None:
-        """ValueError if the largest output does not fit on the disk or in memory, or cannot be decoded on its grid."""
+    def _check_outputs(self, grids: Mapping[str, Grid], folder: Path, *, save_probabilities: bool) -> None:
+        """ValueError if the largest output does not fit on the disk or in memory, or cannot be decoded on its grid.
+
+        Args:
+            grids: Of every case whose header is known, by its first file.
+            folder: Of the output.
+            save_probabilities: Whether probabilities are written.
+        """
         n_voxels = 0
-        for files in images:
-            header = read_header(files[0], self.plans_manager.image_reader_writer_class)
-            if header is None:
-                continue
-            image = header.grid
+        for file, image in grids.items():
             grid = self.output_grid.of(image)
             n_voxels = max(n_voxels, math.prod(grid.shape))
             if self.uncertainties and not grid.is_parallel_to(image):
                 raise ValueError(
-                    f"The grid of the output is oblique to {files[0]}; --save_uncertainty works on grids parallel to "
+                    f"The grid of the output is oblique to {file}; --save_uncertainty works on grids parallel to "
                     "the image only."
                 )
         labels = label_dtype(self.label_manager).itemsize

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from skimage.measure import marching_cubes
 
-from nnunetv2_swipe.inference.geometry import Grid
+from nnunetv2_swipe.geometry import Grid
 
 LEVEL = 0.5
 """Probability on the surface."""

@@ -1,5 +1,6 @@
 """SwIPE's block within nnU-Net's plans: made where it is missing, read where it is there."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +18,8 @@ from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_stat
 from nnunetv2_swipe.planners.nnunet_plan import check_configuration, check_plan, resolved_configuration
 from nnunetv2_swipe.planners.self_configuration import derive_config
 from nnunetv2_swipe.stored_cases import read_properties, stored_cases
+
+logger = logging.getLogger(__name__)
 
 STOCK_PREPROCESSOR = "DefaultPreprocessor"
 SWIPE_PREPROCESSOR = "SwIPEPreprocessor"
@@ -178,7 +181,8 @@ def _block_of_model_folder(manager: PlansManager, configuration: str, trainer_na
         return None
     try:
         plans = read_json_object(file)
-    except ValueError:  # of a killed training, or on a full disk; training writes it anew, and checkpoints are compared
+    except ValueError as e:  # of a killed training, or on a full disk; checkpoints are compared all the same
+        logger.warning("%s The settings are derived anew, and training writes the file again.", e)
         return None
     current = resolved_configuration(manager.plans, configuration)
     try:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -20,6 +21,7 @@ from nnunetv2_swipe.files import read_json_object, write_json
 from nnunetv2_swipe.freshness import changed_since, raw_files
 from nnunetv2_swipe.images.cases import check_dataset
 from nnunetv2_swipe.images.dicom import require_images
+from nnunetv2_swipe.images.folder import images_of_cases
 from nnunetv2_swipe.labels import require_consecutive, require_writable
 from nnunetv2_swipe.planners.label_statistics import STATISTICS_FILE, label_statistics
 from nnunetv2_swipe.planners.memory import GIB, fitting_batch_size
@@ -54,9 +56,9 @@ class SwIPEPlanner(ExperimentPlanner):
             preprocessor_name = SWIPE_PREPROCESSOR  # the same data, checked, and shared where possible
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
         _require_raw_images(Path(nnUNet_raw) / name)
-        fingerprint = Path(nnUNet_preprocessed) / name / FINGERPRINT_FILE
-        if fingerprint.is_file():
-            read_json_object(fingerprint)
+        for file in (FINGERPRINT_FILE, f"{plans_name}.json"):  # both are read again later
+            if (Path(nnUNet_preprocessed) / name / file).is_file():
+                read_json_object(Path(nnUNet_preprocessed) / name / file)
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
@@ -76,15 +78,15 @@ class SwIPEPlanner(ExperimentPlanner):
         reader = self.determine_reader_writer()
         require_consecutive(labels)
         require_writable(labels, reader.__name__)
-        check_dataset(self.dataset, reader, self.dataset_json)
+        self._headers = check_dataset(self.dataset, reader, self.dataset_json)
         return super().plan_experiment()
 
     @staticmethod
     def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> float:  # noqa: ANN401, N802
-        """As nnU-Net's, which computes with as many threads as training data are loaded by.
+        """As nnU-Net's, which sets as many threads as nnUNet_n_proc_DA says.
 
         Raises:
-            ValueError: nnUNet_n_proc_DA is no such number.
+            ValueError: nnUNet_n_proc_DA is no whole number above 0.
         """
         whole_number("nnUNet_n_proc_DA", 1, lowest=1)
         return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
@@ -130,11 +132,19 @@ class SwIPEPlanner(ExperimentPlanner):
             raise ValueError(
                 f"{fingerprint} is of {len(spacings)} cases, but the dataset has {len(self.dataset)}. {remedy}"
             )
+        spacing_of = dict(zip(self.dataset, spacings, strict=True))
+        for case, headers in self._headers.items():
+            of_file = headers[0].properties["spacing"] if headers else spacing_of[case]
+            if not np.allclose(sorted(of_file), sorted(spacing_of[case]), rtol=1e-3):  # some readers exchange the axes
+                raise ValueError(
+                    f"{fingerprint} gives {headers[0].file} the spacing {spacing_of[case]}, but the file has "
+                    f"{list(of_file)}. It is of other files. {remedy}"
+                )
         sources = (file for files in self.dataset.values() for file in raw_files(files))
         changed = changed_since(fingerprint.stat().st_mtime_ns, sources)
         if changed is not None:
             logger.warning("%s is older than %s. If that file's content has changed: %s", fingerprint, changed, remedy)
-        return dict(zip(self.dataset, spacings, strict=True))
+        return spacing_of
 
     def _batch_size(self, plans: Mapping[str, Any], name: str, config: SwIPEConfig, num_classes: int) -> int:
         """nnU-Net's batch size, or what fits into the memory target if SwIPE needs more than nnU-Net's network."""
@@ -163,3 +173,4 @@ def _require_raw_images(folder: Path) -> None:
     dataset_json = read_dataset_json(folder / "dataset.json")
     if "dataset" not in dataset_json:  # else dataset.json lists the files
         require_images(folder / "imagesTr", dataset_json["file_ending"])
+        images_of_cases(str(folder / "imagesTr"), dataset_json["file_ending"])  # names what has no channel number

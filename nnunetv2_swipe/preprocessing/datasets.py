@@ -21,7 +21,13 @@ class _PlainProperties:
         if identifier not in self._plain:
             read_pickle(Path(self.source_folder) / f"{identifier}.pkl")
             self._plain.add(identifier)
-        return super().load_case(identifier)  # type: ignore[misc]
+        try:
+            return super().load_case(identifier)  # type: ignore[misc]
+        except Exception as error:  # a damaged file raises errors of nearly every kind
+            raise ValueError(
+                f"The case {identifier} in {self.source_folder} cannot be read ({error}). Its files are damaged; "
+                "preprocess the dataset anew."
+            ) from error
 
 
 class PlainDatasetBlosc2(_PlainProperties, nnUNetDatasetBlosc2):

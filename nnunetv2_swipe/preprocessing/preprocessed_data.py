@@ -9,7 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_swipe.dataset_json import read_dataset_json
-from nnunetv2_swipe.files import keep_json, read_json, stamp
+from nnunetv2_swipe.files import digest, keep_json, read_json, stamp
 from nnunetv2_swipe.freshness import changed_since, raw_files
 from nnunetv2_swipe.planners.shared_data import preprocessing_settings
 from nnunetv2_swipe.stored_cases import files_of_stored_case, read_properties, read_shape, visible_files
@@ -40,7 +40,7 @@ class PreprocessedData:
             str(raw), read_dataset_json(self._dataset_json)
         )
         self._made_from = {
-            "dataset.json": stamp(self._dataset_json),
+            "dataset.json": digest(self._dataset_json),
             "cases": {case: [stamp(file) for file in raw_files(files)] for case, files in self.cases.items()},
             "settings": preprocessing_settings(plans_manager.plans, configuration.configuration),
         }
@@ -67,7 +67,7 @@ class PreprocessedData:
         keep_json(self._record(), self._folder / RECORD)
 
     def _record(self) -> dict[str, Any]:
-        stored = [stamp(file) for file in visible_files(self._folder)]
+        stored = [stamp(file)[:3] for file in visible_files(self._folder)]  # a copy of the folder is as good
         return {"made_from": self._made_from, "stored": stored}
 
     def _is_newer(self, case: str) -> bool:

@@ -143,8 +143,8 @@ def _spacing_of_a_voxel(
 ) -> list[float]:
     """The spacing of an image (C, z, y, x), larger along axes that would have no voxel of the plan's spacing.
 
-    nnU-Net rounds the number of voxels, to none if all voxels that are not zero are thinner together than half a voxel
-    of the plan. With the spacing returned there is one.
+    nnU-Net crops to the voxels that are not zero. If these are thinner together than half a voxel of the plan, it would
+    make an image without voxels. With the spacing returned it has one voxel.
     """
     result = list(map(float, spacing))
     wanted = configuration_manager.spacing

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
 
+from nnunetv2_swipe.geometry import Grid, box_around
 from nnunetv2_swipe.inference.encoded_image import EncodedImage
-from nnunetv2_swipe.inference.geometry import Grid, box_around
 from nnunetv2_swipe.inference.surfaces import Mesh, extract_mesh
 from nnunetv2_swipe.report.pictures import (
     displayed_shape,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nnunetv2_swipe.inference.geometry import Grid
+from nnunetv2_swipe.geometry import Grid
 from nnunetv2_swipe.report.structures import Colour
 
 MOST_SLICES, MOST_PIXELS = 64, 256
@@ -39,7 +39,7 @@ def thinned(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def grey_levels(image: np.ndarray) -> np.ndarray:
-    """An image as uint8: the 0.5th percentile of its finite values is black, their 99.5th white; so is NaN black."""
+    """An image as uint8: the 0.5th percentile of its finite values is black, their 99.5th white. NaN is black."""
     values = image.astype(float)
     finite = values[np.isfinite(values)]
     if not len(finite):

@@ -7,7 +7,7 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from torch import Tensor
 
-from nnunetv2_swipe.inference.geometry import box_around
+from nnunetv2_swipe.geometry import box_around
 
 METRICS = ("Dice", "NSD", "HD95")
 TOLERANCE = {2: 2.0, 3: 1.0}

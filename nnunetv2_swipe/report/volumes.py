@@ -8,8 +8,8 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nnunetv2_swipe.geometry import Grid, grid_of_image
 from nnunetv2_swipe.images.content import check_content
-from nnunetv2_swipe.inference.geometry import Grid, grid_of_image
 from nnunetv2_swipe.inference.uncertainties import TOTAL_UNCERTAINTY
 from nnunetv2_swipe.labels import require_declared
 from nnunetv2_swipe.report.cases import Case
@@ -41,7 +41,7 @@ class ImageOfMaps(NamedTuple):
     """(C, z, y, x)."""
     grid: Grid
     file: str
-    """Its first."""
+    """The first file of the image."""
 
 
 def read_case(case: Case, reader: BaseReaderWriter, structures: Structures) -> Volumes:
@@ -117,15 +117,15 @@ def _read(read: Callable[[Any], tuple[np.ndarray, dict]], files: list[str] | str
     """Values (C, z, y, x), grid, and whether the files give the grid, of what a reader reads."""
     names = [files] if isinstance(files, str) else files
     for name in names:
-        check_content(name)
+        check_content(name, finite=False)  # a picture shows the rest of the image
     try:
         values, properties = read(files)
         grid = grid_of_image(properties, values.shape[1:])
     except Exception as error:  # readers raise all kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{', '.join(names)}: cannot be read ({reason}). Is it complete, and of the kind that the model was "
-            "trained on?"
+            f"{', '.join(names)} cannot be read as an image ({reason}). Is it complete, and of the kind that the "
+            "model was trained on?"
         ) from error
     return values, grid, "sitk_stuff" in properties or "nibabel_stuff" in properties
 

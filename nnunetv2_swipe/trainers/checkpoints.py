@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.files import remove_unfinished, replaced
-from nnunetv2_swipe.planners.plan_block import read_block
+from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, read_block
 from nnunetv2_swipe.planners.shared_data import PREPROCESSING_KEYS, PREPROCESSING_KEYS_OF_PLAN
 from nnunetv2_swipe.trust import CHECKPOINT_GLOBALS, TRUST_VARIABLE
 
@@ -25,9 +25,13 @@ RESUMED = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth
 
 # nnU-Net's own keys that predicted labels depend on, besides SwIPE's block. Not among them: the batch size, names of
 # folders, and the architecture and the resampling of probabilities, of which SwIPE uses neither.
-_KEYS = (*PREPROCESSING_KEYS, "preprocessor_name", "patch_size", "previous_stage")
+_KEYS = (*PREPROCESSING_KEYS, "patch_size", "previous_stage")
 _KEYS_OF_PLAN = (*PREPROCESSING_KEYS_OF_PLAN, "transpose_backward", "label_manager")
 _KEYS_OF_DATASET = ("channel_names", "modality", "labels", "regions_class_order", "file_ending")
+
+
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")
+"""What PyTorch's errors say that are no fault of the file."""
 
 
 class DamagedCheckpointError(RuntimeError):
@@ -53,12 +57,14 @@ def read_checkpoint(filename: str | Path, *, trust: bool = False) -> dict[str, A
     except (OSError, MemoryError, ImportError):  # no fault of the file
         raise
     except Exception as error:
+        if _NO_MEMORY.search(str(error)):
+            raise
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and refused:
+        if isinstance(error, pickle.UnpicklingError) and (refused or zipfile.is_zipfile(filename)):
             raise RuntimeError(
-                f"The checkpoint {filename} refers to {refused[1]}, which is no plain data: reading it could run code. "
-                "If you trust whoever made the file, use --trust of this package's commands, or for nnUNetv2_train "
-                f"set {TRUST_VARIABLE}=1."
+                f"The checkpoint {filename} refers to {refused[1] if refused else 'something'}, which is no plain "
+                "data: reading it could run code. If you trust whoever made the file, use --trust of this package's "
+                f"commands, or for nnUNetv2_train set {TRUST_VARIABLE}=1."
             ) from error
         raise DamagedCheckpointError(
             f"The checkpoint {filename} cannot be read ({_in_short(error)}). It is damaged or was cut off while being "
@@ -175,6 +181,7 @@ def require_same_plan(
     key = config.differs_from(block)
     pairs: list[tuple[str, str, Any, Any]] = [
         *([] if key is None else [(f"the {PLAN_KEY!r} block of the plan", key, block[key], config.to_dict()[key])]),
+        ("the plan", "preprocessor_name", _preprocessor(then), _preprocessor(now)),
         *(("the plan", key, then.configuration.get(key), now.configuration.get(key)) for key in _KEYS),
         *(("the plan", key, trained["plans"].get(key), plans.get(key)) for key in _KEYS_OF_PLAN),
         *(("dataset.json", key, trained["dataset_json"].get(key), dataset_json.get(key)) for key in _KEYS_OF_DATASET),
@@ -190,6 +197,12 @@ def require_same_plan(
         )
 
 
+def _preprocessor(configuration: ConfigurationManager) -> str | None:
+    """The name of the preprocessor; ours without the source frame makes what nnU-Net's makes."""
+    name = configuration.configuration.get("preprocessor_name")
+    return STOCK_PREPROCESSOR if name == SWIPE_PREPROCESSOR else name
+
+
 def _require_intact(filename: str | Path) -> None:
     """BadZipFile if a part of a checkpoint has another checksum than it was written with; PyTorch does not look."""
     if zipfile.is_zipfile(filename):
@@ -203,10 +216,11 @@ def _missing(checkpoint: object) -> str | None:
     """The first key, if any, that every checkpoint of nnU-Net holds and this object does not."""
     if not isinstance(checkpoint, dict):
         return "network_weights"
+    missing = [key for key in ("network_weights", "trainer_name", "init_args") if key not in checkpoint]
     arguments = checkpoint.get("init_args")
-    held = {*checkpoint, *(arguments if isinstance(arguments, dict) else ())}
-    keys = ("network_weights", "trainer_name", "init_args", "plans", "configuration", "dataset_json")
-    return next((key for key in keys if key not in held), None)
+    held = arguments if isinstance(arguments, dict) else {}
+    missing += [key for key in ("plans", "configuration", "dataset_json") if key not in held]
+    return missing[0] if missing else None
 
 
 def _first_difference(place: str, path: str, old: Any, new: Any) -> tuple[str, str, Any, Any] | None:  # noqa: ANN401

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.environment import whole_number
-from nnunetv2_swipe.files import read_json
+from nnunetv2_swipe.files import read_json, write_json
 from nnunetv2_swipe.limits import available_cpus, available_threads
 from nnunetv2_swipe.network.swipe_net import SwIPENet
 from nnunetv2_swipe.planners.plan_block import read_block, with_swipe_block
@@ -25,7 +26,9 @@ from nnunetv2_swipe.planners.self_configuration import few_points
 from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.datasets import PLAIN_DATASETS
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
+from nnunetv2_swipe.stored_cases import stored_cases
 from nnunetv2_swipe.trainers.checkpoints import (
+    RESUMED,
     DamagedCheckpointError,
     plain_numbers,
     read_first_whole,
@@ -71,6 +74,8 @@ class SwIPETrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
+        for variable in (EPOCHS_VARIABLE, ITERATIONS_VARIABLE):
+            whole_number(variable, 1, lowest=1)  # before the labels are measured
         self._continues = bool(plans.get("continue_training"))
         plans = with_swipe_block(
             plans, configuration, dataset_json, trainer_name=type(self).__name__, changes=self.config_changes
@@ -84,7 +89,7 @@ class SwIPETrainer(nnUNetTrainer):
             whole_number(EPOCHS_VARIABLE, self.num_epochs, lowest=1),
             whole_number(ITERATIONS_VARIABLE, self.num_iterations_per_epoch, lowest=1),
         )
-        whole_number("nnUNet_n_proc_DA", 0, lowest=0)  # nnU-Net reads it late, and without naming it
+        whole_number("nnUNet_n_proc_DA", 0, lowest=0)  # nnU-Net does not name it
         self._iteration = 0
         self._overflows = 0
 
@@ -155,25 +160,29 @@ class SwIPETrainer(nnUNetTrainer):
             )
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split. Another fold may be writing the file just now; it is waited for.
+        """nnU-Net's split. Folds that start together write or read its file at once, so it appears when it is complete.
 
         Raises:
-            ValueError: The file stays damaged; the message names it.
+            ValueError: The file is damaged; the message names it.
+            OSError: There is no file, and it cannot be written.
         """
         splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         if self.fold != "all" and splits.is_file():
             read_json(splits)
+        elif self.fold != "all":
+            cases = stored_cases(self.preprocessed_dataset_folder)
+            write_json(generate_crossval_split(cases, seed=12345, n_splits=5), splits)  # as nnU-Net draws it
         return super().do_split()
 
     def _require_plan_of_other_folds(self) -> None:
         """All folds share the model folder's plan, which each training writes anew."""
-        files = sorted(Path(self.output_folder_base).glob("fold_*/checkpoint_*.pth"))
-        others = [file for file in files if file.parent != Path(self.output_folder)]
-        if not others:
-            return
-        with suppress(DamagedCheckpointError):  # training and prediction with that fold say so
-            file, checkpoint, _ = read_first_whole(others, trust=is_trusted_by_environment())
-            self._require_same_plan(checkpoint, f"{Path(file).parent}")
+        for fold in sorted(Path(self.output_folder_base).glob("fold_*")):
+            files = [fold / name for name in RESUMED if (fold / name).is_file()]
+            if fold == Path(self.output_folder) or not files:
+                continue
+            with suppress(DamagedCheckpointError):  # training and prediction with that fold say so
+                _, checkpoint, _ = read_first_whole(files, trust=is_trusted_by_environment())
+                self._require_same_plan(checkpoint, str(fold))
 
     def _require_same_plan(self, checkpoint: Mapping[str, Any], subject: str) -> None:
         folder = self.preprocessed_dataset_folder_base
@@ -243,7 +252,7 @@ class SwIPETrainer(nnUNetTrainer):
         return Repeatable(self._keep_source_frame(nnUNetTrainer.get_training_transforms(*args, **kwargs)))
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # noqa: ANN401
-        """nnU-Net's, likewise."""
+        """nnU-Net's transforms of validation; those of intensity leave the source frame alone."""
         return self._keep_source_frame(nnUNetTrainer.get_validation_transforms(*args, **kwargs))
 
     def _keep_source_frame(self, transforms: BasicTransform) -> BasicTransform:

@@ -54,5 +54,6 @@ def warning_of_old_labels(folder: Path, dataset_name: str, file_ending: str) -> 
     copy, label = next(iter(outdated.items()))
     return (
         f"{len(outdated)} label files were changed after nnU-Net copied them; {copy} differs from {label}. Validation "
-        f"will be scored against the old ones. Delete {copy.parent} and preprocess again."
+        f"will be scored against the old ones, and the training data were most likely made from them, too. Delete "
+        f"{copy.parent} and preprocess again."
     )

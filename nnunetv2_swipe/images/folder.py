@@ -17,7 +17,7 @@ def images_of_cases(folder: str, ending: str) -> list[list[str]]:
     """The image files of every case in a folder, one for each channel, in their order.
 
     Args:
-        folder: Files that do not end in `ending`, and folders, are passed over.
+        folder: Files that do not end in `ending`, folders, and what macOS adds to copies (`._CASE`) are passed over.
         ending: The dataset's file ending.
 
     Raises:
@@ -27,7 +27,7 @@ def images_of_cases(folder: str, ending: str) -> list[list[str]]:
     named = re.compile(rf"(.+)_([0-9]{{4}}){re.escape(ending)}")
     cases: dict[str, list[str]] = {}
     foreign = []
-    for file in sorted(f.name for f in Path(folder).iterdir() if f.name.endswith(ending) and f.is_file()):
+    for file in sorted(f.name for f in Path(folder).iterdir() if _is_image(f, ending)):
         match = named.fullmatch(file)
         if match is None:
             foreign.append(file)
@@ -46,6 +46,10 @@ def images_of_cases(folder: str, ending: str) -> list[list[str]]:
         if missing:
             raise ValueError(f"The folder {folder} lacks {missing[0]}; there are {', '.join(files)}.")
     return [[str(Path(folder) / file) for file in cases[case]] for case in sorted(cases)]
+
+
+def _is_image(file: Path, ending: str) -> bool:
+    return file.name.endswith(ending) and not file.name.startswith("._") and file.is_file()
 
 
 def case_of(image: str, ending: str) -> str:

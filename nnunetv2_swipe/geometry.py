@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from nibabel.orientations import inv_ornt_aff, io_orientation
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Or back."""
+"""From RAS (towards the patient's right, front and head) to LPS, and from LPS to RAS."""
 MAX_POINTS_PER_AXIS = 1_000_000
 _OF_A_VOXEL = 1e-3
 """How far, in voxels of the preprocessed image, a grid may be from parallel to count as such."""
-_IN_THE_SAME_PLACE = 0.1
-"""How far apart, in voxels, points of two grids may be to count as the same: headers are rounded."""
+_OF_THE_SAME_VOXEL = 0.5
+"""How far apart, in voxels, points of two grids may be: further away a voxel's label is its neighbour's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +74,20 @@ class Grid:
         return Grid((z, y, x), affine)
 
     def is_same_as(self, other: "Grid") -> bool:
-        """Whether the points of another grid are in the same places, but for what headers are rounded by."""
+        """Whether every point of another grid is, along each axis, within half a voxel of this grid's own."""
         if self.shape != other.shape:
             return False
         corners = np.array(list(itertools.product(*[(0.0, n - 1.0) for n in self.shape])))
-        apart = np.linalg.norm(self.position_of(corners) - other.position_of(corners), axis=1)
-        return bool((apart <= _IN_THE_SAME_PLACE * min(self.spacing)).all())
+        apart = np.abs(self.index_of(other.position_of(corners)) - corners)
+        return bool(apart.max() <= _OF_THE_SAME_VOXEL)
+
+    def in_order_of_ras(self) -> "Grid":
+        """The points with the axes of the array, reversed or exchanged, as close to z, y and x of RAS as can be."""
+        affine = RAS_TO_LPS @ self.affine[:, [2, 1, 0, 3]]
+        orientation = io_orientation(affine)
+        affine = RAS_TO_LPS @ affine @ inv_ornt_aff(orientation, self.shape[::-1])
+        x, y, z = (self.shape[::-1][i] for i in np.argsort(orientation[:, 0]))
+        return Grid((z, y, x), affine[:, [2, 1, 0, 3]])
 
     def is_parallel_to(self, image: "Grid") -> bool:
         """Whether its axes are those of an image, in any order."""
