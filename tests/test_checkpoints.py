@@ -191,8 +191,8 @@ EDITS = {
     ("configurations", CONFIGURATION, "patch_size"): [16, 16, 16],
     ("configurations", CONFIGURATION, "preprocessor_name"): "SwIPEPreprocessor",
     ("configurations", CONFIGURATION, "resampling_fn_data_kwargs"): {"is_seg": False, "order": 0},
-    ("transpose_forward",): [2, 1, 0],
-    ("transpose_backward",): [2, 1, 0],
+    ("configurations", CONFIGURATION, "resampling_fn_seg_kwargs"): {"is_seg": True, "order": 0},
+    ("transpose_forward",): [2, 1, 0],  # which is its own inverse
     ("image_reader_writer",): "NibabelIO",
     ("foreground_intensity_properties_per_channel", "0", "mean"): 1e6,
 }
@@ -211,6 +211,8 @@ ALLOWED = {
 @pytest.mark.parametrize("path", EDITS, ids=lambda path: path[-1])
 def test_a_plan_edited_after_training_is_refused(model, path):
     edit_json(model / "plans.json", set_key(path, EDITS[path]))
+    if path == ("transpose_forward",):
+        edit_json(model / "plans.json", set_key(("transpose_backward",), EDITS[path]))
     with pytest.raises(RuntimeError, match=rf"fold_0/{FINAL} was trained with '\S*{path[-1]}\S*' .* now says"):
         load(model)
 
