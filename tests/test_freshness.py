@@ -129,11 +129,10 @@ def keep_a_case_that_is_no_more(data):
         shutil.copy(data / f"{CASE}{ending}", data / f"gone{ending}")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [describe_the_dataset, age, lose_a_file, swap_cases, keep_a_case_that_is_no_more],
-    ids=lambda f: f.__name__,
-)
+CHANGES = [describe_the_dataset, age, lose_a_file, swap_cases, keep_a_case_that_is_no_more]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_data_are_made_again(data, change):
     names = set(dates(data))
     shapes = {case: stored_labels(data, case).shape for case in (CASE, OTHER_CASE)}

@@ -42,7 +42,7 @@ class CaseFiles:
         self.output = output
         self._reader = reader
         self._folder = _unfinished(output)
-        remove_unfinished(output)
+        remove_unfinished_case(output)
         self._folder.mkdir(parents=True)
 
     @contextmanager
@@ -157,7 +157,7 @@ class CaseFiles:
         return self.output.parent / within.parent / (self.output.name + file.name.removeprefix(_CASE))
 
 
-def remove_unfinished(output: Path) -> None:
+def remove_unfinished_case(output: Path) -> None:
     """Remove what an interrupted run left of the case `output`; one stopped at its very end leaves an empty folder."""
     shutil.rmtree(_unfinished(output), ignore_errors=True)
 

@@ -16,7 +16,7 @@ from nnunetv2_swipe.geometry import Grid
 from nnunetv2_swipe.images.cases import channel_names, check_case, log_notes
 from nnunetv2_swipe.images.folder import case_of, images_of_cases, require_places
 from nnunetv2_swipe.images.headers import Header
-from nnunetv2_swipe.inference.case_files import remove_unfinished
+from nnunetv2_swipe.inference.case_files import remove_unfinished_case
 from nnunetv2_swipe.inference.case_predictor import CasePredictor
 from nnunetv2_swipe.inference.encoded_image import EncodedImage, named_channels
 from nnunetv2_swipe.inference.memory import require_memory
@@ -220,7 +220,7 @@ class SwIPEPredictor(CasePredictor):
         if outputs and not overwrite:
             predicted = [self._is_predicted(Path(o), save_probabilities) for o in outputs]
             for done in compress(outputs, predicted):
-                remove_unfinished(Path(done))
+                remove_unfinished_case(Path(done))
             missing = [not p for p in predicted]
             images, outputs, previous = (list(compress(values, missing)) for values in (images, outputs, previous))
             print(f"{len(outputs)} cases have not been predicted yet.")
