@@ -81,7 +81,7 @@ class Block:
         return self._decode(index, LatticeDecoder.own)
 
     def blended(self, index: Tensor) -> Tensor:
-        """As `own`, by the nearest patches, blended."""
+        """Logits (M, K) of points, of the nearest patches with multilinear weights."""
         return self._decode(index, LatticeDecoder.blended)
 
     def variances(self, index: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class CasePreprocessor(NamedTuple):
         return self._stacked(previous_stage is not None, *found)
 
     def in_worker(self, images: list[str], previous_stage: str | None) -> tuple[np.ndarray, dict[str, Any]]:
-        """As `of_files`, in a process that is one of several: it takes one thread."""
+        """Preprocess image files in a process that is one of several: it takes one thread."""
         torch.set_num_threads(1)
         return self.of_files(images, previous_stage)
 

@@ -150,7 +150,7 @@ class EncodedImage:
         return next(self.meshes([name], spacing_mm))
 
     def meshes(self, names: Sequence[str], spacing_mm: float | None = None) -> Iterator[Mesh]:
-        """As `mesh`, of several; the image is searched once for all classes, for regions once each."""
+        """Surfaces of several classes (see `mesh`); the image is searched once for all, for regions once each."""
         for name in names:
             if name not in self.channels:
                 raise ValueError(f"There is no class {name!r}; there are {', '.join(self.channels)}.")

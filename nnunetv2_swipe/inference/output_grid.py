@@ -55,7 +55,7 @@ class OutputGrid:
 
     @staticmethod
     def _along_axes(values: Sequence[_Number], image: Grid, own: Sequence[_Number]) -> Sequence[_Number]:
-        """Of numbers along x, y and z those along z, y and x; of an image of one slice that axis stays as it is."""
+        """Turn numbers along x, y and z into those along z, y and x; the z axis of one slice stays as it is."""
         is_slice = image.shape[0] == 1
         if len(values) != (2 if is_slice else 3):
             kind = "an image of one slice takes two" if is_slice else "a volume takes three"

@@ -94,7 +94,7 @@ class SwIPEPredictor(CasePredictor):
     def encode_array(
         self, image: np.ndarray, properties: Mapping[str, Any], previous_stage: np.ndarray | None = None
     ) -> EncodedImage:
-        """As `encode`, of what nnU-Net's reader reads.
+        """Encode what nnU-Net's reader reads, as `encode` does files.
 
         Args:
             image: (channels, z, y, x).
@@ -306,7 +306,7 @@ class SwIPEPredictor(CasePredictor):
         overwrite: bool = True,
         folder_with_segs_from_prev_stage: str | None = None,
     ) -> list[Any] | None:
-        """As `predict_from_files`, without further processes."""
+        """Predict as `predict_from_files` does, without further processes."""
         return self.predict_from_files(
             list_of_lists_or_source_folder,
             output_folder_or_list_of_truncated_output_files,

@@ -313,7 +313,7 @@ def _terms(network: SwIPENet, crop: Tensor) -> FirstLayerTerms:
 
 
 def _tile(slicer: Sequence[slice | int]) -> _Tile:
-    """Of nnU-Net's slicer of a tile, whose first axis is a number in 2D."""
+    """A tile from nnU-Net's slicer of it, whose first axis is a number in 2D."""
     parts = [slice(part, part + 1) if isinstance(part, int) else part for part in slicer]
     return _Tile(tuple(part.start for part in parts), tuple(part.stop for part in parts))
 

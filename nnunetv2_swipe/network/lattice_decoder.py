@@ -127,7 +127,7 @@ class LatticeDecoder:
         return self._part(table, row * self._table_shape[-1])
 
     def _last_axis(self, patches: Tensor) -> _Part:
-        """Likewise, the last axis."""
+        """The part of the first layer that the last axis gives."""
         return self._part(self._terms(len(self._grid) - 1, patches), patches[:, 0] - self._first[-1])
 
     def _terms(self, axis: int, patches: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class LatticeDecoder:
 
     @cached_property
     def _nearest(self) -> list[tuple[tuple[_Part, Tensor], tuple[_Part, Tensor]]]:
-        """As `_own`, for each of the 2^D nearest patches; with the weights (positions,) of either part."""
+        """Two parts for each of the 2^D nearest patches, as `_own` gives them, with the weights (positions,) of either."""
         sizes = zip(self._positions, self._network.config.patch_size, self._grid, strict=True)
         patches, weights = zip(*[nearest_patches(v, (s,), (g,)) for v, s, g in sizes], strict=True)
         first = []
@@ -163,7 +163,7 @@ class LatticeDecoder:
         return torch.cat([self._decode(part, *self._own)[:n] for part, n in self._chunks(index)])
 
     def blended(self, index: Tensor) -> Tensor:
-        """As `own`, blending the 2^D nearest patches with multilinear weights."""
+        """Logits (M, K) of points, the 2^D nearest patches blended with multilinear weights."""
         return torch.cat([self._blended(part)[:n] for part, n in self._chunks(index)])
 
     def _blended(self, index: Tensor) -> Tensor:

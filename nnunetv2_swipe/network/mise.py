@@ -34,7 +34,7 @@ class FieldDecoder(Protocol):
         """Logits (M, K) float32 of points by the patch each lies in; index (M,) counts through all crops."""
 
     def blended(self, index: Tensor) -> Tensor:
-        """As `own`, by the nearest patches, blended."""
+        """Logits (M, K) of points, of the nearest patches with multilinear weights."""
 
 
 def decode_field(decoder: FieldDecoder, config: SwIPEConfig, levels: int, *, labels_only: bool = False) -> Tensor:
@@ -132,7 +132,7 @@ class LabelField:
 
 
 class LogitField(LabelField):
-    """As `LabelField`, with logits (B, K, *shape), too; those that are not decoded are interpolated.
+    """A `LabelField` that holds logits (B, K, *shape), too; those that are not decoded are interpolated.
 
     Where all points around one have a label, so has what is interpolated between them: labels, and which points are
     decoded, are those of `LabelField`.
@@ -148,17 +148,17 @@ class LogitField(LabelField):
         return self._logits
 
     def halve(self, ratio: Sequence[int]) -> None:
-        """As `LabelField.halve`."""
+        """Halve the lattice, labels and logits."""
         super().halve(ratio)
         self._logits = _interpolated(self._logits, self.label.shape[2:])
 
     def put(self, place: Place, logits: Tensor) -> None:
-        """As `LabelField.put`."""
+        """Put decoded logits in their place, and their labels."""
         super().put(place, logits)
         self._logits.movedim(1, -1)[place] = logits
 
     def crop(self, size: Sequence[int]) -> None:
-        """As `LabelField.crop`."""
+        """Leave out what is beyond the field's size, of labels and logits."""
         super().crop(size)
         self._logits = _cropped(self._logits, size)
 

@@ -59,7 +59,7 @@ class FirstLayerTerms(NamedTuple):
     """As in `Embeddings`."""
 
     def to(self, device: torch.device | str) -> "FirstLayerTerms":
-        """The same on a device."""
+        """A copy on a device."""
         image, frame = (None if t is None else t.to(device) for t in (self.image, self.source_frame))
         return self._replace(patch=self.patch.to(device), image=image, source_frame=frame)
 
@@ -208,7 +208,7 @@ class SwIPENet(nn.Module):
         return self.bounded(logits)
 
     def decode_blended(self, terms: FirstLayerTerms, points: Tensor, sample: Tensor) -> Tensor:
-        """As `decode`, blending the 2^D nearest patches with multilinear weights: continuous across patch borders."""
+        """Logits (M, K) of points, the 2^D nearest patches blended: continuous across the borders of patches."""
         patches, weights = nearest_patches(points, self.config.patch_size, terms.patch.shape[1:-1])
         n = len(patches)
         logits = self.decode(terms, points.repeat(n, 1), sample.repeat(n), patches.flatten(0, 1))

@@ -113,7 +113,7 @@ class SwIPEPreprocessor_withSourceFrame(SwIPEPreprocessor):
     """What the plan of a trained model names: images to predict get the source frame as leading channels."""
 
     def run_case_npy(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray, dict]:  # noqa: ANN401
-        """As `SwIPEPreprocessor`'s, the source frame in front of the image: (4 + C, z, y, x)."""
+        """Preprocess as `SwIPEPreprocessor` does, with the source frame in front of the image: (4 + C, z, y, x)."""
         data, seg, properties = super().run_case_npy(*args, **kwargs)
         return with_source_channels(data), seg, properties
 

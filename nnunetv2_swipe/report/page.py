@@ -129,7 +129,7 @@ def write_page(report: Report, file: Path) -> None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Of those that there are."""
+    """The mean of the values that are known; None if none is."""
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
 

@@ -57,7 +57,7 @@ class Structures:
 
     @property
     def highest_variance(self) -> float:
-        """Of a label between two classes as probable; of regions, whose variances add up, of all as probable as not."""
+        """The variance of a label between two equally probable classes; of regions, the sum where each is undecided."""
         return 0.25 * len(self.labels) if self.regions else 0.5
 
 

@@ -1,9 +1,6 @@
 """SwIPETrainer: wires network, points and loss into nnU-Net's training."""
 
 import gc
-import os
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,41 +24,25 @@ from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.datasets import PLAIN_DATASETS
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
 from nnunetv2_swipe.stored_cases import stored_cases
-from nnunetv2_swipe.trainers.checkpoints import (
-    RESUMED,
-    DamagedCheckpointError,
-    plain_numbers,
-    read_first_whole,
-    replaced_checkpoint,
-    require_fit,
-    require_same_plan,
-    with_substitutes,
-)
+from nnunetv2_swipe.trainers.resuming import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, ResumableTrainer
 from nnunetv2_swipe.trainers.training_data import require_trainable, warning_of_old_labels
 from nnunetv2_swipe.training.augmentation import Repeatable
 from nnunetv2_swipe.training.batch_loss import BatchLoss, capture_cuda_graph
 from nnunetv2_swipe.training.losses import SwIPELoss
 from nnunetv2_swipe.training.lr_schedule import WarmupCosine
-from nnunetv2_swipe.trust import is_trusted_by_environment
 
-EPOCHS_VARIABLE = "SWIPE_NUM_EPOCHS"
-ITERATIONS_VARIABLE = "SWIPE_ITERATIONS_PER_EPOCH"
 MAX_OVERFLOWS = 50
 """Losses in half precision that are not finite, one after the other, before training stops."""
 
 
-class SwIPETrainer(nnUNetTrainer):
+class SwIPETrainer(ResumableTrainer):
     """Trains SwIPE on any nnU-Net dataset and plan.
 
     The settings are the configuration's `swipe` block. A plan without one (of nnU-Net's own planners) gets one derived
     from the plan and the labels; it is stored in the model folder's plan, from which inference builds the network.
     """
 
-    num_epochs: int  # the base does not annotate what it sets
-    num_iterations_per_epoch: int
-    save_every: int
-    _best_ema: float | None
-    dataset_class: Any
+    dataset_class: Any  # the base does not annotate what it sets
     batch_loss: BatchLoss
     config_changes: ClassVar[dict[str, Any]] = {}
     """Settings that an ablation changes."""
@@ -92,18 +73,6 @@ class SwIPETrainer(nnUNetTrainer):
         whole_number("nnUNet_n_proc_DA", 0, lowest=0)  # nnU-Net does not name it
         self._iteration = 0
         self._overflows = 0
-
-    def _set_length(self, epochs: int, iterations: int) -> None:
-        """Train that many epochs of that many iterations."""
-        self.num_epochs, self.num_iterations_per_epoch = epochs, iterations
-        # nnU-Net validates a fifth of the training iterations and saves every 50 of 1000 epochs
-        self.num_val_iterations_per_epoch = max(1, iterations // 5)
-        self.save_every = max(1, min(self.save_every, epochs // 20))
-
-    @property
-    def _length(self) -> dict[str, int]:
-        """The length of the training, by the variables that set it."""
-        return {EPOCHS_VARIABLE: self.num_epochs, ITERATIONS_VARIABLE: self.num_iterations_per_epoch}
 
     @staticmethod
     def build_network_architecture(
@@ -144,10 +113,6 @@ class SwIPETrainer(nnUNetTrainer):
         heads = self.label_manager.num_segmentation_heads
         self._warn(few_points(self.config, self.configuration_manager.patch_size, heads))
 
-    def _warn(self, warning: str | Exception | None) -> None:
-        if warning is not None:
-            self.print_to_log_file(f"WARNING: {warning}")
-
     def _keep_to_own_processors(self) -> None:
         """Where nnU-Net counts the machine's processors, use those that this job may use."""
         cpus, loaders = available_cpus(), get_allowed_n_proc_DA()
@@ -174,20 +139,6 @@ class SwIPETrainer(nnUNetTrainer):
             write_json(generate_crossval_split(cases, seed=12345, n_splits=5), splits)  # as nnU-Net draws it
         return super().do_split()
 
-    def _require_plan_of_other_folds(self) -> None:
-        """All folds share the model folder's plan, which each training writes anew."""
-        for fold in sorted(Path(self.output_folder_base).glob("fold_*")):
-            files = [fold / name for name in RESUMED if (fold / name).is_file()]
-            if fold == Path(self.output_folder) or not files:
-                continue
-            with suppress(DamagedCheckpointError):  # training and prediction with that fold say so
-                _, checkpoint, _ = read_first_whole(files, trust=is_trusted_by_environment())
-                self._require_same_plan(checkpoint, str(fold))
-
-    def _require_same_plan(self, checkpoint: Mapping[str, Any], subject: str) -> None:
-        folder = self.preprocessed_dataset_folder_base
-        require_same_plan(checkpoint["init_args"], self.plans_manager.plans, self.dataset_json, folder, subject)
-
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing to set: SwIPE has no deep supervision."""
 
@@ -208,11 +159,6 @@ class SwIPETrainer(nnUNetTrainer):
         return optimizer, WarmupCosine(
             optimizer, self.initial_lr, self.num_epochs, warmup / self.num_iterations_per_epoch
         )
-
-    @property
-    def _fused_optimizer(self) -> bool:
-        """A few kernels for all parameters."""
-        return self.device.type == "cuda"
 
     @property
     def _captures_graph(self) -> bool:
@@ -328,59 +274,3 @@ class SwIPETrainer(nnUNetTrainer):
         self.optimizer.zero_grad(set_to_none=True)  # gradients lie in the graph's memory
         gc.collect()  # a graphed module refers to itself
         super().on_train_end()
-
-    def save_checkpoint(self, filename: str) -> None:
-        """As nnU-Net's, with the length of the training. The file appears when it is complete.
-
-        Raises:
-            OSError: It cannot be written; one that was there before is still there.
-            RuntimeError: PyTorch cannot write it, for example on a full disk; one that was there is still there.
-        """
-        self.my_init_kwargs |= self._length
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)  # writes nothing
-            return
-        self._best_ema = plain_numbers(self._best_ema)
-        logged = self.logger.get_checkpoint()
-        logged.update({key: plain_numbers(values) for key, values in logged.items()})
-        with replaced_checkpoint(filename) as unfinished:
-            super().save_checkpoint(unfinished)
-
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """As nnU-Net's; the training is as long as it began unless a variable says otherwise.
-
-        Where a training goes on (--c) and the file is damaged, another one of its folder is loaded instead.
-
-        Raises:
-            OSError: There is no such file, or no access to it.
-            RuntimeError: It cannot be read, holds more than plain data, is of another plan, or its tensors are not
-                those of the plan's network.
-        """
-        resumes = self._continues and not self.was_initialized  # nnU-Net loads others for the validation
-        files = with_substitutes(filename_or_checkpoint) if resumes else [filename_or_checkpoint]
-        file, checkpoint, damaged = read_first_whole(files, trust=is_trusted_by_environment())
-        for error in damaged:
-            self._warn(error)
-        if damaged:
-            self.print_to_log_file(f"SwIPE: going on from {file}, after epoch {checkpoint['current_epoch'] - 1}.")
-        self._require_same_plan(checkpoint, f"The checkpoint {file}")
-        if not self.was_initialized:
-            self._resume_length(checkpoint["init_args"])
-            self.initialize()
-        require_fit(checkpoint, self.network, file)
-        super().load_checkpoint(file)  # reads it once more, which runs nothing: it was found to be plain data
-        for group in self.optimizer.param_groups:
-            group["fused"] = self._fused_optimizer  # the checkpoint's is that of the device it was trained on
-
-    def _resume_length(self, stored: Mapping[str, Any]) -> None:
-        """Take the length of a training that is resumed, as far as the environment does not set it."""
-        current = self._length
-        began = {v: stored.get(v, n) for v, n in current.items()}
-        if began == current:
-            return
-        self._set_length(*(current[v] if v in os.environ else began[v] for v in current))
-        self.print_to_log_file(
-            f"SwIPE: this training began as one of {began[EPOCHS_VARIABLE]} epochs of {began[ITERATIONS_VARIABLE]} "
-            f"iterations; it is set to {self.num_epochs} epochs of {self.num_iterations_per_epoch}, over which the "
-            f"learning rate decays. {EPOCHS_VARIABLE} and {ITERATIONS_VARIABLE} change that."
-        )
