@@ -145,7 +145,7 @@ class LatticeDecoder:
 
     @cached_property
     def _nearest(self) -> list[tuple[tuple[_Part, Tensor], tuple[_Part, Tensor]]]:
-        """Two parts for each of the 2^D nearest patches, as `_own` gives them, with the weights (positions,) of either."""
+        """Two parts for each of the 2^D nearest patches (see `_own`), with the weights (positions,) of either."""
         sizes = zip(self._positions, self._network.config.patch_size, self._grid, strict=True)
         patches, weights = zip(*[nearest_patches(v, (s,), (g,)) for v, s, g in sizes], strict=True)
         first = []
