@@ -23,7 +23,7 @@ from nnunetv2_swipe.commands.report import main as report
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
 from nnunetv2_swipe.preprocessing.datasets import PLAIN_DATASETS
 from nnunetv2_swipe.trainers import SwIPETrainer, SwIPETrainer_noSourceCoordinates
-from nnunetv2_swipe.trainers.checkpoints import read_checkpoint
+from nnunetv2_swipe.trainers.checkpoints import read_checkpoint, require_plain_pretrained_weights
 from nnunetv2_swipe.trust import read_pickle, require_known_names
 
 CONFIGURATION = "3d_fullres"
@@ -125,6 +125,18 @@ def test_a_hostile_checkpoint_is_not_run_by_a_training_that_goes_on(hostile, mar
     monkeypatch.setenv("SWIPE_TRUST", "1")
     maybe_load_checkpoint(trainer(), True, False)
     assert marker.exists()
+
+
+@pytest.mark.parametrize("option", ["-pretrained_weights={}", "-pretrained={}"])
+def test_hostile_pretrained_weights_are_not_run(hostile, marker, tmp_path, monkeypatch, option):
+    file = shutil.copy(next(hostile.glob("fold_*/checkpoint_final.pth")), tmp_path / "weights.pth")
+    arguments = ["901", CONFIGURATION, "2", "-p", "any", option.format(file)]
+    monkeypatch.setattr("sys.argv", ["/usr/bin/nnUNetv2_train", *arguments])
+    with pytest.raises(RuntimeError, match=r"weights\.pth refers to os\.makedirs.*SWIPE_TRUST=1"):
+        make_trainer(SwIPETrainer, ABDOMEN, CONFIGURATION, fold=2).initialize()
+    assert not marker.exists()
+    monkeypatch.setattr("sys.argv", ["another_program", *arguments])
+    require_plain_pretrained_weights()
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

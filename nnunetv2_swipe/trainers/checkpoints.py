@@ -1,8 +1,10 @@
 """Reading checkpoints without running anything of them, and checks that they belong to a plan and a network."""
 
+import argparse
 import json
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from nnunetv2_swipe.config import PLAN_KEY
 from nnunetv2_swipe.files import remove_unfinished, replaced
 from nnunetv2_swipe.planners.plan_block import STOCK_PREPROCESSOR, SWIPE_PREPROCESSOR, read_block
 from nnunetv2_swipe.planners.shared_data import PREPROCESSING_KEYS, PREPROCESSING_KEYS_OF_PLAN
-from nnunetv2_swipe.trust import CHECKPOINT_GLOBALS, TRUST_VARIABLE
+from nnunetv2_swipe.trust import CHECKPOINT_GLOBALS, TRUST_VARIABLE, is_trusted_by_environment
 
 RESUMED = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 """Checkpoints that nnU-Net resumes a training from: the first that is there."""
@@ -50,10 +52,40 @@ def read_checkpoint(filename: str | Path, *, trust: bool = False) -> dict[str, A
         DamagedCheckpointError: It is damaged, or not a checkpoint.
         RuntimeError: It holds more than tensors, plain Python and numbers of NumPy. Nothing of it was run.
     """
+    checkpoint = _read(filename, trust)
+    missing = _missing(checkpoint)
+    if missing is not None:
+        raise DamagedCheckpointError(
+            f"{filename} is not a checkpoint of nnU-Net: it holds no {missing!r}. Move it away, or put the checkpoint "
+            "there."
+        )
+    return checkpoint
+
+
+def require_plain_pretrained_weights() -> None:
+    """Check the file of -pretrained_weights, if this is nnUNetv2_train: nnU-Net's own code will read it.
+
+    Raises:
+        OSError: There is no such file, or no access to it.
+        RuntimeError: It is damaged, or holds more than plain data and `SWIPE_TRUST` is not 1. Nothing of it was run.
+    """
+    program, *arguments = sys.argv
+    if Path(program).stem not in ("nnUNetv2_train", "run_training"):
+        return
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-p")  # else it would count as short for the other
+    parser.add_argument("-pretrained_weights")
+    file = parser.parse_known_args(arguments)[0].pretrained_weights
+    if file is not None:
+        _read(file, is_trusted_by_environment())
+
+
+def _read(filename: str | Path, trust: bool) -> Any:  # noqa: ANN401
+    """What a file of PyTorch holds; the errors are those of `read_checkpoint`."""
     try:
         _require_intact(filename)
         with torch.serialization.safe_globals(CHECKPOINT_GLOBALS):
-            checkpoint = torch.load(filename, map_location="cpu", weights_only=not trust)
+            return torch.load(filename, map_location="cpu", weights_only=not trust)
     except (OSError, MemoryError, ImportError):  # no fault of the file
         raise
     except Exception as error:
@@ -71,13 +103,6 @@ def read_checkpoint(filename: str | Path, *, trust: bool = False) -> dict[str, A
             f"written. Use another one of its folder ({', '.join(RESUMED)}): -chk names it; nnUNetv2_train --c takes "
             "it by itself."
         ) from error
-    missing = _missing(checkpoint)
-    if missing is not None:
-        raise DamagedCheckpointError(
-            f"{filename} is not a checkpoint of nnU-Net: it holds no {missing!r}. Move it away, or put the checkpoint "
-            "there."
-        )
-    return checkpoint
 
 
 def read_first_whole(

@@ -24,6 +24,7 @@ from nnunetv2_swipe.precision import amp_dtype
 from nnunetv2_swipe.preprocessing.datasets import PLAIN_DATASETS
 from nnunetv2_swipe.preprocessing.source_coordinates import DATASETS_WITH_SOURCE_FRAME, keep_source_frame
 from nnunetv2_swipe.stored_cases import stored_cases
+from nnunetv2_swipe.trainers.checkpoints import require_plain_pretrained_weights
 from nnunetv2_swipe.trainers.resuming import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, ResumableTrainer
 from nnunetv2_swipe.trainers.training_data import require_trainable, warning_of_old_labels
 from nnunetv2_swipe.training.augmentation import Repeatable
@@ -91,8 +92,10 @@ class SwIPETrainer(ResumableTrainer):
         Raises:
             ValueError: The preprocessed data are another plan's, too, which preprocesses otherwise; another file lies
                 among them; or they are of images with four axes.
-            RuntimeError: Other folds of the model were trained with another plan.
+            RuntimeError: Other folds of the model were trained with another plan; or the file of -pretrained_weights is
+                damaged or holds more than plain data.
         """
+        require_plain_pretrained_weights()
         self._keep_to_own_processors()
         data = Path(self.preprocessed_dataset_folder)
         require_trainable(data, self.plans_manager.plans, self.configuration_manager.configuration)
