@@ -252,25 +252,6 @@ def test_a_copy_with_an_old_date_was_changed_when_it_was_copied(tmp_path):
     assert changed_since(10**18 + 1, [file]) == file
 
 
-def test_properties_run_no_code(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "made"),)
-
-    file = tmp_path / "a.pkl"
-    file.write_bytes(pickle.dumps({"spacing": [1, 1, 1], "extra": Hostile()}))
-    with pytest.raises(ValueError, match=r"a\.pkl refers to .*mkdir"):
-        read_properties(file)
-    assert not (tmp_path / "made").exists()
-
-
-@pytest.mark.parametrize("protocol", [4, 5])
-def test_properties_hold_plain_values_and_arrays(tmp_path, protocol):
-    properties = {"spacing": (1.0, np.float64(2), 3), "class_locations": {1: np.arange(4), (1, 2): []}}
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps(properties, protocol))
-    np.testing.assert_equal(read_properties(tmp_path / "a.pkl"), properties)
-
-
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", pickle.dumps([1]), pickle.dumps({"a": 1})])
 def test_properties_that_cannot_be_read_are_named(tmp_path, content):
     (tmp_path / "a.pkl").write_bytes(content)
