@@ -25,7 +25,7 @@ def main() -> None:
     extras = [argument for extra in EXTRAS for argument in ("--extra", extra)]
     options = ("--quiet", "--no-header", "--no-annotate", "--resolution", "lowest-direct")
     command = [sys.executable, "-m", "uv", "pip", "compile", *options, *extras, str(PROJECT)]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     found = {canonicalize_name(r.name): r.specifier for r in map(Requirement, filter(None, lines))}
     wrong = [
         f"{bound}, found {found[canonicalize_name(bound.name)]}" for bound in _bounds() if not _is_met(bound, found)
