@@ -69,7 +69,7 @@ def require_plain_pretrained_weights() -> None:
         OSError: There is no such file, or no access to it.
         RuntimeError: It is damaged, or holds more than plain data and `SWIPE_TRUST` is not 1. Nothing of it was run.
     """
-    program, *arguments = sys.argv
+    program, *arguments = sys.argv or [""]
     if Path(program).stem not in ("nnUNetv2_train", "run_training"):
         return
     parser = argparse.ArgumentParser(add_help=False)
