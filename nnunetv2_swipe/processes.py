@@ -4,12 +4,15 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
+
+_INTERRUPTION_S = 0.2
 
 
 def end_with_parent() -> None:
@@ -80,6 +83,7 @@ def _submitted(pool: ProcessPoolExecutor, function: Callable[..., Any], job: tup
 def _finished(future: Future) -> Future:
     error = future.exception()
     if isinstance(error, BrokenProcessPool):
+        time.sleep(_INTERRUPTION_S)  # of an interruption, which ends the workers too, this process hears any moment
         raise RuntimeError(
             "A process that preprocesses was killed, most likely because the memory was full. Use fewer such "
             "processes, or none: -npp 0 (in Python: num_processes_preprocessing=0). A script of your own must start "

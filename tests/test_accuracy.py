@@ -15,6 +15,8 @@ import torch
 from nnunet_helpers import ABDOMEN, PLANS, edit_json, narrow, nnunet_folders, plan, plans_file, write_phantom
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
 import accuracy_study
 import benchmark_accuracy
 import score_model
@@ -519,7 +521,7 @@ class TestTraining:
                 batches.append((len(batch["data"]), batch["data"].float().sum().item()))
 
             cell = Cell("phantom", model, budget, unit, fold=0, seed=seed, training_fraction=1.0)
-            trainer_class = SwIPETrainer if model.trainer == "SwIPETrainer" else SwIPETrainer.__base__
+            trainer_class = SwIPETrainer if model.trainer == "SwIPETrainer" else nnUNetTrainer
             monkeypatch.setattr(trainer_class, "train_step", step)
             monkeypatch.setenv("nnUNet_results", str(phantom[0] / "rates"))
             return train_cell(cell, "cpu"), seen, batches

@@ -127,10 +127,12 @@ def test_a_hostile_checkpoint_is_not_run_by_a_training_that_goes_on(hostile, mar
     assert marker.exists()
 
 
-@pytest.mark.parametrize("option", ["-pretrained_weights={}", "-pretrained={}"])
-def test_hostile_pretrained_weights_are_not_run(hostile, marker, tmp_path, monkeypatch, option):
+@pytest.mark.parametrize(
+    "options", [("-pretrained_weights={}",), ("-pretrained_weights", "{}"), ("-pretrained_w", "{}")]
+)
+def test_hostile_pretrained_weights_are_not_run(hostile, marker, tmp_path, monkeypatch, options):
     file = shutil.copy(next(hostile.glob("fold_*/checkpoint_final.pth")), tmp_path / "weights.pth")
-    arguments = ["901", CONFIGURATION, "2", "-p", "any", option.format(file)]
+    arguments = ["901", CONFIGURATION, "2", "-p", "any", *(option.format(file) for option in options)]
     monkeypatch.setattr("sys.argv", ["/usr/bin/nnUNetv2_train", *arguments])
     with pytest.raises(RuntimeError, match=r"weights\.pth refers to os\.makedirs.*SWIPE_TRUST=1"):
         make_trainer(SwIPETrainer, ABDOMEN, CONFIGURATION, fold=2).initialize()
