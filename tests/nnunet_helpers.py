@@ -125,6 +125,17 @@ def edit_json(file, change):
     file.write_text(json.dumps(content, indent=1))
 
 
+def set_key(path, value):
+    """A function that sets a value in nested dictionaries."""
+
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
 def narrow(plans):
     """Make the networks of a plan as small as `NARROW`."""
     for configuration in plans["configurations"].values():

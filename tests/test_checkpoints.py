@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nnunet_helpers import ABDOMEN, edit_json, make_trainer
+from nnunet_helpers import ABDOMEN, edit_json, make_trainer, set_key
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunetv2_swipe.inference.predictor import SwIPEPredictor
@@ -39,17 +39,6 @@ def change_checkpoint(file, change):
     checkpoint = torch.load(file, weights_only=False)
     change(checkpoint)
     torch.save(checkpoint, file)
-
-
-def set_key(path, value):
-    """A function that sets a value in nested dictionaries."""
-
-    def change(content):
-        for key in path[:-1]:
-            content = content[key]
-        content[path[-1]] = value
-
-    return change
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -19,6 +19,7 @@ from nnunet_helpers import (
     plans_file,
     preprocess,
     read_labels,
+    set_key,
     write_phantom,
     write_volume,
 )
@@ -171,32 +172,21 @@ def test_shared_data_are_kept_when_up_to_date(data_folder):
     assert [f.name for f in data_folder.parent.iterdir() if f.name.startswith(f"{PLANS}_")] == []
 
 
-def edit(path, value):
-    """A change of the value at `path` of a plan."""
-
-    def change(plans):
-        for key in path[:-1]:
-            plans = plans[key]
-        plans[path[-1]] = value
-
-    return change
-
-
 IN_CONFIGURATION = ("configurations", "3d_fullres")
 
 
 @pytest.mark.parametrize(
     ("change", "shared"),
     [
-        (edit((*IN_CONFIGURATION, "preprocessor_name"), "SwIPEPreprocessor"), True),
-        (edit((*IN_CONFIGURATION, "preprocessor_name"), "DefaultPreprocessor"), True),
-        (edit((*IN_CONFIGURATION, "preprocessor_name"), "AnotherPreprocessor"), False),
-        (edit((*IN_CONFIGURATION, "patch_size"), [8, 8, 8]), True),
-        (edit((*IN_CONFIGURATION, "spacing"), [4.0, 4.0, 4.0]), False),
-        (edit((*IN_CONFIGURATION, "normalization_schemes"), ["CTNormalization"]), False),
-        (edit((*IN_CONFIGURATION, "resampling_fn_data_kwargs"), {"order": 1}), False),
-        (edit(("transpose_forward",), [2, 1, 0]), False),
-        (edit(("foreground_intensity_properties_per_channel",), {}), False),
+        (set_key((*IN_CONFIGURATION, "preprocessor_name"), "SwIPEPreprocessor"), True),
+        (set_key((*IN_CONFIGURATION, "preprocessor_name"), "DefaultPreprocessor"), True),
+        (set_key((*IN_CONFIGURATION, "preprocessor_name"), "AnotherPreprocessor"), False),
+        (set_key((*IN_CONFIGURATION, "patch_size"), [8, 8, 8]), True),
+        (set_key((*IN_CONFIGURATION, "spacing"), [4.0, 4.0, 4.0]), False),
+        (set_key((*IN_CONFIGURATION, "normalization_schemes"), ["CTNormalization"]), False),
+        (set_key((*IN_CONFIGURATION, "resampling_fn_data_kwargs"), {"order": 1}), False),
+        (set_key(("transpose_forward",), [2, 1, 0]), False),
+        (set_key(("foreground_intensity_properties_per_channel",), {}), False),
     ],
 )
 @pytest.mark.usefixtures("folders")
@@ -275,9 +265,9 @@ def test_data_of_a_plan_whose_name_begins_alike_are_kept(data_folder):
     plans = plans_file(ABDOMEN).read_text()
     other = plans_file(ABDOMEN, f"{PLANS}_24G")
     shutil.copy(plans_file(ABDOMEN, "nnUNetPlans"), other)
-    edit_json(other, edit((*IN_CONFIGURATION, "data_identifier"), longer.name))
+    edit_json(other, set_key((*IN_CONFIGURATION, "data_identifier"), longer.name))
     try:
-        edit_json(plans_file(ABDOMEN), edit((*IN_CONFIGURATION, "data_identifier"), longer.name))
+        edit_json(plans_file(ABDOMEN), set_key((*IN_CONFIGURATION, "data_identifier"), longer.name))
         before = dates(longer)
         preprocess(901)
         assert dates(longer) == before

@@ -6,7 +6,6 @@ from typing import Any
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
 from nnunetv2_swipe.files import read_json_object
@@ -20,6 +19,7 @@ from nnunetv2_swipe.report.plan_in_words import plan_in_words
 from nnunetv2_swipe.report.structures import Structures
 from nnunetv2_swipe.report.training import crop_with_points, training_curves
 from nnunetv2_swipe.report.volumes import read_case
+from nnunetv2_swipe.stored_cases import stored_cases
 
 LARGE = 1 << 22
 """Voxels; of larger images not all tiles are kept (here, with S = 2, some 7 GB), and surfaces are the label map's."""
@@ -101,6 +101,5 @@ def describe_model(
 
 def _case_to_crop(data: Path, shown: Collection[str]) -> str:
     """A case of the preprocessed data, of which the report shows nothing else if there is such a case."""
-    names = sorted(infer_dataset_class(str(data)).get_identifiers(str(data)))
-    names = [name for name in names if not name.startswith("._")]  # which macOS leaves beside files
+    names = stored_cases(data)
     return next((name for name in names if name not in shown), names[0])
